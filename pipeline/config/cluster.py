@@ -1,0 +1,52 @@
+"""Where a run runs: launcher, number of ranks, threads; and the checks that need run and cluster together."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.batching import BatchPlan, plan_batches
+from pipeline.config.schema import RunConfig, Section
+from pipeline.errors import ConfigError
+
+
+class ClusterConfig(Section):
+    """The machines: what changes between a laptop and a cluster while the run YAML stays."""
+
+    launcher: Literal["local", "ray", "hostfile"] = "local"
+    """Processes on this machine, Ray Train workers, or `deepspeed` over the hosts of a hostfile."""
+    num_workers: int = Field(default=1, ge=1)
+    """World size: number of ranks over all hosts."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """CPU threads of one rank (OMP_NUM_THREADS); ranks x threads should not exceed the cores."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where an NVIDIA device is present, and then a device that cannot be used is an error."""
+    ray_address: str | None = None
+    """An existing Ray cluster; None uses the one that RAY_ADDRESS names, else starts a local one."""
+    hostfile: Path | None = None
+    """Hosts and slots in DeepSpeed's format; hostfile launcher only."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Whether Ray puts ranks on few nodes or on many."""
+
+
+def check_run_on_cluster(
+    run: RunConfig, num_workers: int, accelerator: Literal["cpu", "cuda"]
+) -> BatchPlan:
+    """Refuse contradictions between a run and the machines, before any process starts.
+
+    Args:
+        run: The run.
+        num_workers: World size.
+        accelerator: What the ranks will compute on.
+
+    Returns:
+        The batch plan of the run at this world size.
+
+    Raises:
+        ConfigError: The global batch does not divide over the ranks, or fp16 is asked for on a CPU.
+    """
+    if run.precision == "fp16" and accelerator == "cpu":
+        raise ConfigError(
+            "precision=fp16 on a CPU is 10 to 20 times slower than fp32; nearest: bf16 or fp32"
+        )
+    return plan_batches(run.train, num_workers)
