@@ -49,7 +49,8 @@ def plan_batches(train: TrainConfig, world_size: int) -> BatchPlan:
     try:
         check_multiple(
             "train.global_batch_tokens", train.global_batch_tokens, round_tokens,
-            f"micro({train.micro_batch_samples}) x seq({train.sequence_tokens}) x world({world_size})",
+            f"micro({train.micro_batch_samples}) x seq({train.sequence_tokens}) "
+            f"x world({world_size})",
         )  # fmt: skip
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc

@@ -1,4 +1,4 @@
-"""Where a run runs: launcher, number of ranks, threads; and the checks that need run and cluster together."""
+"""Where a run runs: launcher, ranks, threads; and the checks that need run and cluster together."""
 
 from pathlib import Path
 from typing import Literal
@@ -20,9 +20,9 @@ class ClusterConfig(Section):
     threads_per_worker: int = Field(default=1, ge=1)
     """CPU threads of one rank (OMP_NUM_THREADS); ranks x threads should not exceed the cores."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes CUDA where an NVIDIA device is present, and then a device that cannot be used is an error."""
+    """auto takes CUDA where an NVIDIA device is present; an unusable one is then an error."""
     ray_address: str | None = None
-    """An existing Ray cluster; None uses the one that RAY_ADDRESS names, else starts a local one."""
+    """An existing Ray cluster; None uses the one RAY_ADDRESS names, else starts a local one."""
     hostfile: Path | None = None
     """Hosts and slots in DeepSpeed's format; hostfile launcher only."""
     placement: Literal["pack", "spread"] = "pack"

@@ -1,4 +1,4 @@
-"""From YAML files and `a.b=c` overrides to checked configs, and back to the resolved YAML of a run."""
+"""From YAML files and `a.b=c` overrides to checked configs, and back to a run's resolved YAML."""
 
 import difflib
 import hashlib

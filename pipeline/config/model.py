@@ -1,6 +1,7 @@
 """Model configs and what follows from them by arithmetic: parameters, FLOPs and state bytes.
 
-Symbols: `d` width, `h` LSTM hidden width, `L` depth, `T` sequence tokens, `V` vocabulary, `f` feed-forward width.
+Symbols: `d` width, `h` LSTM hidden width, `L` depth, `T` sequence tokens, `V` vocabulary,
+`f` feed-forward width.
 Every formula is tested against counting on the built model.
 """
 
@@ -33,7 +34,7 @@ class ModelBase(BaseModel):
     heads: int = Field(default=4, ge=1)
     """Number of attention heads; divides the width."""
     vocab_size: int | None = Field(default=None, ge=2)
-    """Rows of the embedding table; None takes the tokenizer's size, a larger value pads the table."""
+    """Rows of the embedding table; None takes the tokenizer's size, a larger value pads it."""
     max_positions: int = Field(default=1024, ge=1)
     """Longest sequence, in tokens, that the model accepts."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -41,8 +42,8 @@ class ModelBase(BaseModel):
     activation: Literal["gelu", "swiglu"] = "swiglu"
     """Feed-forward activation; swiglu has three matrices, gelu two."""
     feed_forward_width: int | None = Field(default=None, ge=1)
-    """Hidden width f of the feed-forward sub-layer; None takes 4d for gelu and about 8d/3 for swiglu,
-    so that both have close to 8 d^2 parameters (Shazeer 2020, section 2)."""
+    """Hidden width f of the feed-forward sub-layer; None takes 4d for gelu and about 8d/3 for
+    swiglu, so that both have close to 8 d^2 parameters (Shazeer 2020, section 2)."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -115,13 +116,14 @@ class GptConfig(ModelBase):
     def flops_per_token(self, vocab_size: int, sequence_tokens: int) -> float:
         """Give the training FLOPs of one token, averaged over a sequence; two FLOPs a multiply-add.
 
-        Counts the matrix products of blocks, causal attention and head; norms and activations are left out.
+        Counts the matrix products of blocks, causal attention and head; norms and activations
+        are left out.
 
         Args:
             vocab_size: Rows V of the embedding table.
             sequence_tokens: Sequence length T.
 
-        Source: Kaplan et al. 2020, table 1, with the causal average (T + 1) / 2 of attended positions.
+        Source: Kaplan et al. 2020, table 1, with the causal mean (T + 1) / 2 of attended positions.
         """
         matrices = self.depth * (4 * self.width**2 + self.feed_forward_parameters)
         attended = (sequence_tokens + 1) / 2
@@ -131,22 +133,22 @@ class GptConfig(ModelBase):
 
 
 class LstmConfig(ModelBase):
-    """A decoder-only LSTM language model with residual pre-norm layers and one causal attention sub-layer."""
+    """A decoder-only LSTM language model: residual pre-norm layers and one causal attention."""
 
     family: Literal["lstm_attention"] = "lstm_attention"
     """Discriminates the model union."""
     hidden_width: int | None = Field(default=None, ge=1)
-    """Width h of the LSTM state; None takes `width`, another value adds a projection from h to d."""
+    """Width h of the LSTM state; None takes `width`, another value adds a projection to d."""
     feed_forward: bool = True
     """Whether a feed-forward sub-layer follows each LSTM sub-layer."""
     attention: Literal["scaled_dot", "none"] = "scaled_dot"
     """Causal scaled-dot attention over the past hidden states, or none."""
     attention_after: Literal["last", "second_last"] = "last"
-    """The layer whose output the attention sub-layer reads; SHA-RNN (Merity 2019) uses the second-last."""
+    """The layer whose output attention reads; SHA-RNN (Merity 2019) uses the second-last."""
     window_tokens: int | None = Field(default=None, ge=1)
     """Number of most recent positions, the own one included, that attention sees; None sees all."""
     forget_bias: float = 1.0
-    """Initial forget-gate bias (Jozefowicz et al. 2015, section 2.2); at 0 the state halves each step."""
+    """Initial forget-gate bias (Jozefowicz et al. 2015, section 2.2); 0 halves the state a step."""
 
     @model_validator(mode="after")
     def _second_last_needs_two(self) -> Self:
@@ -189,7 +191,8 @@ class LstmConfig(ModelBase):
             vocab_size: Rows V of the embedding table.
             sequence_tokens: Sequence length T.
 
-        Source: Kaplan et al. 2020, section 2.1, applied to the gates; a window of w caps attended positions.
+        Source: Kaplan et al. 2020, section 2.1, applied to the gates; a window of w caps attended
+        positions.
         """
         matrices = self.depth * self._lstm_matrices
         if self.feed_forward:

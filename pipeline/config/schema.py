@@ -36,13 +36,13 @@ class SourceConfig(Section):
     """Where text comes from."""
 
     kind: Literal["embedded", "jsonl", "text", "huggingface"] = "embedded"
-    """The embedded corpus, JSON lines, plain text (a file is a document), or a Hugging Face dataset."""
+    """The embedded corpus, JSON lines, text (a file is a document), or Hugging Face datasets."""
     path: str | None = None
-    """A file, a directory or a glob for jsonl and text; a hub name or a local directory for huggingface."""
+    """File, directory or glob for jsonl and text; hub name or local directory for huggingface."""
     text_column: str = "text"
     """The field that holds a document's text."""
     id_column: str = "id"
-    """The field that holds a document's id; where it is absent the id is made from path and ordinal."""
+    """The field that holds a document's id; without it the id is made from path and ordinal."""
     split: str = "train"
     """The split of a Hugging Face dataset."""
 
@@ -82,7 +82,7 @@ class DataConfig(Section):
     output_dir: Path | None = None
     """Where prepared shards stand; None takes `data/` in the run's output directory."""
     prepared_dir: Path | None = None
-    """A prepared directory to use as it is; written into a resolved run, so that ranks never prepare."""
+    """A prepared directory to use as it is; written into a resolved run: ranks never prepare."""
 
 
 class OptimizerConfig(Section):
@@ -93,7 +93,7 @@ class OptimizerConfig(Section):
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Decay of the first moment."""
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
-    """Decay of the second moment; 0.95 is steadier than 0.999 at small batches (Porian et al. 2024)."""
+    """Decay of the second moment; 0.95 suits small batches, 0.999 less (Porian et al. 2024)."""
     epsilon: float = Field(default=1e-8, gt=0.0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.1, ge=0.0)
@@ -118,7 +118,8 @@ class ScheduleConfig(Section):
     def _phases_fit(self) -> Self:
         if self.kind == "wsd" and self.warmup_fraction + self.decay_fraction > 1.0:
             raise ValueError(
-                f"warmup_fraction={self.warmup_fraction} + decay_fraction={self.decay_fraction} > 1; "
+                f"warmup_fraction={self.warmup_fraction} + "
+                f"decay_fraction={self.decay_fraction} > 1; "
                 f"nearest decay_fraction: {1.0 - self.warmup_fraction:g}"
             )
         return self
@@ -166,7 +167,7 @@ class ZeroConfig(Section):
     param_persistence_threshold: int = Field(default=0, ge=0)
     """Stage 3 keeps parameters below this many elements whole; 0 really shards small models."""
     bucket_elements: int = Field(default=50_000_000, ge=1)
-    """Elements of one communication bucket; DeepSpeed's 5e8 would cost gigabytes of scratch on a CPU."""
+    """Elements of one communication bucket; DeepSpeed's 5e8 costs gigabytes of scratch on a CPU."""
 
     @model_validator(mode="after")
     def _stage_exists(self) -> Self:
@@ -198,14 +199,14 @@ class GuardConfig(Section):
     """What happens when numbers go wrong."""
 
     max_nonfinite_steps: int = Field(default=10, ge=1)
-    """Steps in a row with a non-finite loss or gradient, each skipped on all ranks, before the run stops."""
+    """Steps in a row with non-finite numbers, each skipped on all ranks, before the run stops."""
 
 
 class TrackingConfig(Section):
     """Where events are replayed to."""
 
     uri: str | None = None
-    """MLflow tracking URI; None takes SQLite beside the runs (`mlflow.db` in the output directory)."""
+    """MLflow tracking URI; None takes SQLite, `mlflow.db` in the output directory."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between training events."""
 
