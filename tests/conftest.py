@@ -1,0 +1,87 @@
+"""Isolates a test session from the machine, and fails it when a process of ours outlives it.
+
+Processes that tests start inherit a HOME below one fresh directory; leftovers are found by it.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FIXED = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # A local ray.init would otherwise write a token that later clusters demand and clients lack.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+}
+REMOVED = ("TANDEM_", "RAY_ADDRESS", "RAY_JOB_", "MLFLOW_TRACKING_", "MASTER_")
+REMOVED_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+STOPS_BY_ITSELF = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
+
+ROOT = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Short, because Ray puts Unix sockets below TMPDIR and their paths end at 107 characters.
+    root = Path(tempfile.mkdtemp(prefix="td-", dir="/tmp"))
+    config.stash[ROOT] = root
+    for name in list(os.environ):
+        if name.startswith(REMOVED) or name in REMOVED_RANK:
+            del os.environ[name]
+    places = {
+        "HOME": root / "home",
+        "TMPDIR": root,
+        "XDG_CACHE_HOME": root / "home" / ".cache",
+        "HF_HOME": root / "home" / "huggingface",
+        "TORCH_EXTENSIONS_DIR": root / "torch_extensions",
+    }
+    (root / "home").mkdir()
+    os.environ.update(FIXED | {name: str(place) for name, place in places.items()})
+    tempfile.tempdir = None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[ROOT], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left(pytestconfig: pytest.Config) -> Iterator[None]:
+    root = pytestconfig.stash[ROOT]
+    yield
+    deadline = time.monotonic() + 10
+    while (left := processes_of(root)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    assert not left, f"processes outlived the tests that started them: {left}"
+
+
+def processes_of(root: Path) -> dict[int, str]:
+    """Find live processes whose environment names the session's directory: pid to command."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
+        try:
+            environment = (entry / "environ").read_bytes()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        ours = pid != os.getpid() and f"={root}".encode() in environment
+        if ours and command and not any(name in command for name in STOPS_BY_ITSELF):
+            found[pid] = command[:200]
+    return found
