@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.errors import ConfigError
+
 TRAINING_PASSES = 3
 """Forward is one pass over the products, backward two. Source: Kaplan et al. 2020, section 2.1."""
 
@@ -55,6 +57,22 @@ class ModelBase(BaseModel):
                 f"nearest width: {' or '.join(map(str, near))}"
             )
         return self
+
+    def resolved_vocab_size(self, tokenizer_entries: int) -> int:
+        """Rows V of the embedding table for a tokenizer.
+
+        Args:
+            tokenizer_entries: Number of token ids that can occur.
+
+        Raises:
+            ConfigError: `vocab_size` is smaller than the tokenizer.
+        """
+        if self.vocab_size is not None and self.vocab_size < tokenizer_entries:
+            raise ConfigError(
+                f"model.vocab_size={self.vocab_size} is smaller than the tokenizer's "
+                f"{tokenizer_entries} entries; nearest: {tokenizer_entries}, or null to follow it"
+            )
+        return self.vocab_size if self.vocab_size is not None else tokenizer_entries
 
     @property
     def head_width(self) -> int:

@@ -1,0 +1,73 @@
+"""GPT: a stack of pre-norm attention and feed-forward blocks over a tied embedding.
+
+Shapes: `B` batch, `T` time, `D` model, `P` positions.
+"""
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from pipeline.config.model import GptConfig
+from pipeline.models.attention import INIT_STD, CausalAttention, rotary_table
+from pipeline.models.base import FeedForward, LanguageModel, build_norm, residual_scale
+
+
+class GptBlock(nn.Module):
+    """Attention, then feed-forward, each on the normalised stream and added back to it."""
+
+    def __init__(self, config: GptConfig) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(config)
+        self.attention = CausalAttention(config.width, config.heads)
+        self.feed_forward_norm = build_norm(config)
+        self.feed_forward = FeedForward(config)
+
+    def initialize(self, generator: Generator, scale: float) -> None:
+        """Draw the block's parameters."""
+        self.attention_norm.reset_parameters()
+        self.attention.initialize(generator, scale)
+        self.feed_forward_norm.reset_parameters()
+        self.feed_forward.initialize(generator, scale)
+
+    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Give the stream after the block."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
+        x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        return x_BTD
+
+
+class GptLM(LanguageModel):
+    """A decoder-only Transformer.
+
+    Source: Radford et al. 2019 (pre-norm, initialisation), Su et al. 2021 (rotary positions),
+    Touvron et al. 2023 (RMSNorm and SwiGLU, the defaults here).
+    """
+
+    def __init__(self, config: GptConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size)
+        self.config = config
+        if config.positions == "learned":
+            self.positions_PD = nn.Parameter(torch.empty(config.max_positions, config.width))
+        self.blocks = nn.ModuleList(GptBlock(config) for _ in range(config.depth))
+
+    def initialize(self, generator: Generator) -> None:
+        """Draw every parameter from `generator`."""
+        super().initialize(generator)
+        if self.config.positions == "learned":
+            nn.init.normal_(self.positions_PD, std=INIT_STD, generator=generator)
+        for block in cast("Iterable[GptBlock]", self.blocks):
+            block.initialize(generator, residual_scale(self.config.depth))
+
+    def backbone(self, x_BTD: Tensor) -> Tensor:
+        """Give the stream after the last block."""
+        num_tokens = x_BTD.shape[1]
+        rotation = None
+        if self.config.positions == "rope":
+            rotation = rotary_table(num_tokens, self.config.head_width, x_BTD.device)
+        if self.config.positions == "learned":
+            x_BTD = x_BTD + self.positions_PD[:num_tokens]
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotation)
+        return x_BTD
