@@ -1,0 +1,1 @@
+"""Events and results of runs on disk, and their replica in MLflow."""

@@ -1,0 +1,121 @@
+"""The only list of metric names: what each one means, in which unit, and what its step axis is."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import TrackingError
+
+RESULT_PREFIX = "result/"
+"""Put before the name, in MLflow, of the one value that `result.json` states for a whole run."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Unit and meaning of one metric name."""
+
+    unit: str
+    """Unit of the value; `1` for a count or a plain ratio."""
+    meaning: str
+    """One line for people."""
+    better: Literal["lower", "higher"] | None = None
+    """Which direction is an improvement, where there is one."""
+    axis: str = "step"
+    """What the step axis counts: optimizer steps unless said otherwise."""
+
+
+METRICS: dict[str, Metric] = {
+    "train/loss": Metric("nats/token", "training loss over the global batch", "lower"),
+    "train/bits_per_byte": Metric("bits/byte", "training loss per raw text byte", "lower"),
+    "train/grad_norm": Metric("1", "global gradient norm before clipping"),
+    "train/learning_rate": Metric("1", "learning rate of the step"),
+    "eval/loss": Metric("nats/token", "loss over all validation tokens", "lower"),
+    "eval/bits_per_byte": Metric("bits/byte", "validation loss per raw text byte", "lower"),
+    "eval/position_loss": Metric(
+        "nats/token", "validation loss at one position of the sample", "lower", "position"
+    ),
+    "perf/tokens_per_second": Metric("tokens/s", "trained tokens over all ranks", "higher"),
+    "perf/tokens_per_second_per_worker": Metric("tokens/s", "trained tokens of a rank", "higher"),
+    "perf/step_seconds": Metric("s", "wall time of an optimizer step", "lower"),
+    "perf/forward_seconds": Metric("s", "forward passes of a step", "lower"),
+    "perf/backward_seconds": Metric("s", "backward passes of a step", "lower"),
+    "perf/optimizer_seconds": Metric("s", "clipping and update of a step", "lower"),
+    "perf/comm_seconds": Metric("s", "communication of a step", "lower"),
+    "perf/comm_bytes": Metric("bytes", "bytes that one rank sends in a step", "lower"),
+    "perf/data_wait_seconds": Metric("s", "waiting for the loader in a step", "lower"),
+    "perf/slowest_rank_ratio": Metric("1", "slowest rank's time over the mean", "lower"),
+    "perf/mfu_fraction": Metric("1", "model FLOPs over the hardware's peak", "higher"),
+    "perf/goodput_fraction": Metric("1", "share of wall time in kept steps", "higher"),
+    "memory/peak_bytes": Metric("bytes", "peak memory of a rank", "lower"),
+    "memory/reserved_bytes": Metric("bytes", "memory the allocator holds", "lower"),
+    "memory/model_state_bytes": Metric(
+        "bytes", "parameters, gradients and optimizer state of a rank", "lower"
+    ),
+    "memory/resident_bytes": Metric("bytes", "resident memory of a rank's process", "lower"),
+    "memory/rank_parameter_bytes": Metric("bytes", "parameters held by a rank", "lower", "rank"),
+    "memory/rank_gradient_bytes": Metric("bytes", "gradients held by a rank", "lower", "rank"),
+    "memory/rank_optimizer_bytes": Metric("bytes", "optimizer state of a rank", "lower", "rank"),
+    "progress/tokens": Metric("tokens", "tokens trained so far"),
+    "progress/flops": Metric("FLOPs", "model FLOPs spent so far"),
+    "progress/seconds": Metric("s", "wall time spent so far, over all attempts"),
+    "progress/attempt": Metric("1", "how often the run was started"),
+    "system/cpu_fraction": Metric("1", "busy share of all cores of the host"),
+    "system/memory_available_bytes": Metric("bytes", "memory free for use on the host"),
+    "data/unigram_entropy_nats": Metric(
+        "nats/token", "loss of the best model that ignores all context"
+    ),
+    "data/unigram_bits_per_byte": Metric(
+        "bits/byte", "the same floor per raw text byte of the validation split"
+    ),
+    "scaling/tokens_per_second": Metric(
+        "tokens/s", "throughput over all ranks", "higher", "sequence tokens"
+    ),
+    "scaling/step_seconds": Metric("s", "time of a training step", "lower", "sequence tokens"),
+    "scaling/peak_bytes": Metric("bytes", "peak memory of a rank", "lower", "sequence tokens"),
+    "scaling/position_loss": Metric("nats/token", "validation loss", "lower", "position"),
+    "scaling/loss": Metric("nats/token", "final validation loss", "lower", "parameters"),
+    "scaling/bits_per_byte": Metric(
+        "bits/byte", "final validation bits per byte", "lower", "parameters"
+    ),
+    "scaling/loss_by_tokens": Metric("nats/token", "validation loss", "lower", "tokens"),
+    "scaling/tokens_per_second_by_parameters": Metric(
+        "tokens/s", "throughput over all ranks", "higher", "parameters"
+    ),
+    "scaling/tokens_per_second_by_ranks": Metric(
+        "tokens/s", "throughput over all ranks", "higher", "ranks"
+    ),
+    "scaling/step_seconds_by_ranks": Metric("s", "time of a training step", "lower", "ranks"),
+    "scaling/peak_bytes_by_parameters": Metric(
+        "bytes", "peak memory of a rank", "lower", "parameters"
+    ),
+    "scaling/peak_bytes_by_ranks": Metric("bytes", "peak memory of a rank", "lower", "ranks"),
+    "scaling/model_state_bytes": Metric(
+        "bytes", "model state of a rank at the run's own ZeRO stage", "lower", "ranks"
+    ),
+    "scaling/model_state_bytes_zero0": Metric(
+        "bytes", "model state of a rank, nothing split", "lower", "ranks"
+    ),
+    "scaling/model_state_bytes_zero1": Metric(
+        "bytes", "model state of a rank, optimizer split", "lower", "ranks"
+    ),
+    "scaling/model_state_bytes_zero2": Metric(
+        "bytes", "model state of a rank, gradients split too", "lower", "ranks"
+    ),
+    "scaling/model_state_bytes_zero3": Metric(
+        "bytes", "model state of a rank, parameters split too", "lower", "ranks"
+    ),
+}
+"""Every metric name of events, results and study summaries; names use only `[a-z0-9_/]`."""
+
+
+def check_metric(name: str) -> Metric:
+    """Give the entry of a metric name.
+
+    Raises:
+        TrackingError: The name is not in `METRICS`.
+    """
+    try:
+        return METRICS[name]
+    except KeyError:
+        raise TrackingError(
+            f"unknown metric {name!r}; names stand in pipeline/tracking/metrics.py"
+        ) from None
