@@ -1,0 +1,7 @@
+"""Measurements that need the models but are not training runs; importing this package loads nothing."""
+
+PROBES = {
+    "step_time": "pipeline.probes.step_time:run",
+    "model_state": "pipeline.probes.model_state:run",
+}
+"""Probe name to function; all take `(runs, context)` on every rank and give the records to keep."""

@@ -1,0 +1,56 @@
+"""What a probe is given besides the runs, and how it reads its own arguments."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.config.load import validate
+from pipeline.config.schema import RunConfig
+from pipeline.data.shards import ShardManifest, load_manifest
+from pipeline.errors import ConfigError
+from pipeline.training.distributed import RankContext
+
+
+class ProbeParams(BaseModel):
+    """Arguments of a probe: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ParamsType = TypeVar("ParamsType", bound=ProbeParams)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeContext:
+    """The rank group of a probe and the arguments of this cell."""
+
+    ranks: RankContext
+    run_dir: Path
+    """Directory of the probe cell."""
+    params: Mapping[str, Any]
+    """Arguments as the study states them."""
+    on_event: Callable[[str], None]
+    """Takes one line for people; does nothing on ranks other than 0."""
+
+    def parse_params(self, schema: type[ParamsType]) -> ParamsType:
+        """Check the arguments against the probe's own schema.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or a value is illegal.
+        """
+        return validate(schema, dict(self.params), f"probe cell {self.run_dir.name}, params")
+
+
+def load_prepared(run: RunConfig) -> ShardManifest:
+    """Load the manifest that a resolved run names.
+
+    Raises:
+        ConfigError: The run names no prepared directory.
+        DataError: The directory is not prepared.
+    """
+    if run.data.prepared_dir is None:
+        raise ConfigError(f"run {run.name}: data.prepared_dir is not set; a study fills it in")
+    return load_manifest(run.data.prepared_dir)

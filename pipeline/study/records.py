@@ -1,0 +1,118 @@
+"""From a study directory to everything that its cells left there, keyed by cell."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.load import read_yaml, validate
+from pipeline.config.study import StudyConfig
+from pipeline.data.shards import ShardSet, load_manifest
+from pipeline.errors import ConfigError
+from pipeline.study.plan import StudyPlan, plan_study
+from pipeline.study.timeline import Step, list_failures, read_timeline
+from pipeline.tracking.store import ProbeResult, RunRecord, read_probes, read_runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What a model without context reaches on the validation text."""
+
+    unigram_entropy_nats: float
+    """Entropy of the validation tokens' own frequencies: no model that ignores context does better."""
+    validation_tokens: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecords:
+    """A study as it stands on disk."""
+
+    study: StudyConfig
+    plan: StudyPlan
+    runs: Mapping[str, RunRecord]
+    """Finished training cells by name."""
+    probes: Mapping[str, ProbeResult]
+    """Finished probe cells by name."""
+    missing: Mapping[str, str]
+    """Cells without a result, with the reason."""
+    timeline: list[Step]
+    baseline: Baseline | None
+    """None where no training cell has finished."""
+
+    def runs_of(self, label: str) -> list[RunRecord]:
+        """Give the finished runs of a family, one per seed."""
+        names = [cell.name for cell in self.plan.train_cells if cell.label == label]
+        return [self.runs[name] for name in names if name in self.runs]
+
+
+def read_study(study_dir: Path) -> StudyRecords:
+    """Read a study from its directory; the directory may have been moved since it ran.
+
+    Raises:
+        ConfigError: `study.yaml` is missing or not a study.
+        DataError: The prepared text that the runs were trained on is gone.
+        TrackingError: A result cannot be read.
+    """
+    path = study_dir / "study.yaml"
+    if not path.exists():
+        raise ConfigError(f"{study_dir} is not a study directory: it holds no study.yaml")
+    study = validate(StudyConfig, read_yaml(path), str(path))
+    plan = replace(plan_study(study), directory=study_dir)
+    runs = {record.run_dir.name: record for record in read_runs(study_dir)}
+    probes = {result.run: result for result in read_probes(study_dir)}
+    timeline = read_timeline(study_dir)
+    return StudyRecords(
+        study=study,
+        plan=plan,
+        runs=runs,
+        probes=probes,
+        missing=_find_missing(plan, {*runs, *probes}, timeline),
+        timeline=timeline,
+        baseline=_measure_baseline(list(runs.values())),
+    )
+
+
+def measure_unigram(prepared_dir: Path) -> Baseline:
+    """Measure the entropy of single validation tokens.
+
+    Args:
+        prepared_dir: Directory of prepared shards.
+
+    Returns:
+        The entropy in nats per token, end-of-document tokens included as in the validation loss.
+
+    Raises:
+        DataError: The directory is not prepared.
+    """
+    manifest = load_manifest(prepared_dir)
+    shards = ShardSet(manifest, "validation")
+    tokens = shards.tokens(0, shards.num_tokens)
+    counts = np.bincount(np.asarray(tokens, dtype=np.int64), minlength=manifest.vocab_size)
+    return Baseline(
+        unigram_entropy_nats=entropy_nats(counts),
+        validation_tokens=int(shards.num_tokens),
+        vocab_size=manifest.vocab_size,
+    )
+
+
+def entropy_nats(counts: np.ndarray) -> float:
+    """Give the entropy of a distribution given as counts, in nats."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _measure_baseline(runs: list[RunRecord]) -> Baseline | None:
+    for run in runs:
+        if run.config.data.prepared_dir is not None:
+            return measure_unigram(run.config.data.prepared_dir)
+    return None
+
+
+def _find_missing(plan: StudyPlan, finished: set[str], timeline: list[Step]) -> dict[str, str]:
+    failures = list_failures(timeline)
+    names = [cell.name for cell in (*plan.train_cells, *plan.probe_cells)]
+    return {
+        name: failures.get(name, "it has not run") for name in names if name not in finished
+    }
