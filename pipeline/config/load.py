@@ -1,23 +1,25 @@
 """From YAML files and `a.b=c` overrides to checked configs, and back to a run's resolved YAML."""
 
-import difflib
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from pipeline.config.cluster import ClusterConfig
-from pipeline.config.model import GptConfig, LstmConfig
-from pipeline.config.schema import DataConfig, RunConfig
+from pipeline.config.explain import validate
+from pipeline.config.schema import RunConfig
 from pipeline.config.study import StudyConfig
-from pipeline.errors import ConfigError
+from pipeline.config.tree import ConfigDumper, apply_overrides, merge, read_yaml
 
-ConfigType = TypeVar("ConfigType", bound=BaseModel)
+__all__ = [
+    "apply_overrides", "build_run", "config_hash", "dump_yaml", "load_cluster", "load_run",
+    "load_study", "merge", "read_run", "read_yaml", "validate",
+]  # fmt: skip
 
 PLACE_FIELDS = ("name", "output_dir", "tracking")
 """Run fields that say where results go, not what they are; left out of the config hash."""
@@ -35,10 +37,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file cannot be read, a key is unknown, or values contradict each other.
     """
-    tree = read_yaml(path)
-    if isinstance(tree.get("data"), str):
-        tree["data"] = read_yaml(_find_beside(path, tree["data"]))
-    return build_run(apply_overrides(tree, overrides), str(path))
+    return build_run(_read_with_data(path, overrides, ("data",)), str(path))
 
 
 def build_run(tree: Mapping[str, Any], origin: str) -> RunConfig:
@@ -62,16 +61,15 @@ def build_run(tree: Mapping[str, Any], origin: str) -> RunConfig:
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Load a study config; `base.data` may name a YAML file as in a run.
+    """Load a study config and check the run of each family; `base.data` may name a YAML file.
 
     Raises:
         ConfigError: As `load_run`.
     """
-    tree = read_yaml(path)
-    base = tree.get("base")
-    if isinstance(base, dict) and isinstance(base.get("data"), str):
-        base["data"] = read_yaml(_find_beside(path, base["data"]))
-    study = validate(StudyConfig, with_output_dir(apply_overrides(tree, overrides)), str(path))
+    tree = _read_with_data(path, overrides, ("base", "data"))
+    study = validate(StudyConfig, with_output_dir(tree), str(path))
+    for label, fields in study.families.items():
+        build_run(merge(study.base, fields), f"{path}: families.{label}")
     return study.model_copy(update={"output_dir": study.output_dir.absolute()})
 
 
@@ -96,7 +94,7 @@ def read_run(run_dir: Path) -> RunConfig:
 
 def dump_yaml(config: BaseModel) -> str:
     """Give the YAML of a config with every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=ConfigDumper, sort_keys=False)
 
 
 def config_hash(run: RunConfig) -> str:
@@ -107,136 +105,23 @@ def config_hash(run: RunConfig) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping with the safe loader; a key given twice is an error.
-
-    Raises:
-        ConfigError: The file is missing, is not YAML, or does not hold a mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-        raise ConfigError(f"cannot read config {path}: {reason}") from exc
-    try:
-        tree = yaml.load(text, Loader=UniqueKeyLoader)
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"{path} is not valid YAML: {exc}") from exc
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping, got {type(tree).__name__}")
-    return tree
-
-
-def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Give the tree with `a.b=c` overrides set; the input is left alone.
-
-    Raises:
-        ConfigError: An override has no `=`, or its path runs through a value.
-    """
-    result: dict[str, Any] = json.loads(json.dumps(tree, default=str))
-    for override in overrides:
-        path, sign, text = override.partition("=")
-        if not sign or not path:
-            raise ConfigError(f"override {override!r} is not of the form a.b=c")
-        *parents, leaf = path.split(".")
-        node = result
-        for key in parents:
-            child = node.get(key)
-            if child is None:
-                child = node[key] = {}
-            if not isinstance(child, dict):
-                raise ConfigError(f"override {override!r}: {key} holds a value, not a section")
-            node = child
-        node[leaf] = yaml.safe_load(text)
-    return result
-
-
-def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """Give `base` with the leaves of `update` set over it, section by section."""
-    result = dict(base)
-    for key, value in update.items():
-        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-            result[key] = merge(result[key], value)
-        else:
-            result[key] = value
-    return result
-
-
-def validate(schema: type[ConfigType], tree: Mapping[str, Any], origin: str) -> ConfigType:
-    """Check a tree against a schema.
-
-    Raises:
-        ConfigError: One line per problem: the path, what is wrong, and the nearest known key.
-    """
-    try:
-        return schema.model_validate(tree)
-    except ValidationError as exc:
-        lines = [_explain(error) for error in exc.errors()]
-        raise ConfigError("\n".join([f"{origin}: {line}" for line in lines])) from exc
-
-
 def with_output_dir(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Fill `output_dir` from TANDEM_OUTPUT where the tree names none."""
     root = os.environ.get("TANDEM_OUTPUT")
     return {"output_dir": root, **tree} if root else dict(tree)
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, refusing a key that stands twice in one mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build one mapping after checking that its keys are distinct."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
-
-
-def _explain(error: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"] if part not in ("gpt", "lstm_attention"))
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {path}{_hint(path)}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{path}.{message}" if path else message
-    given = error.get("input")
-    shown = "" if isinstance(given, Mapping) else f" (got {given!r})"
-    return f"{path}: {message}{shown}"
-
-
-def _hint(path: str) -> str:
-    known = sorted(_known_paths())
-    leaf = path.rsplit(".", 1)[-1]
-    section = path.rsplit(".", 1)[0] + "." if "." in path else ""
-    here = {name.removeprefix(section): name for name in known if name.startswith(section)}
-    near = difflib.get_close_matches(leaf, here, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {here[near[0]]}?"
-    anywhere = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
-    anywhere += difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    return f"; did you mean {anywhere[0]}?" if anywhere else ""
-
-
-def _known_paths() -> set[str]:
-    paths: set[str] = set()
-
-    def walk(schema: type[BaseModel], prefix: str) -> None:
-        for name, field in schema.model_fields.items():
-            paths.add(prefix + name)
-            kind = field.annotation
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                walk(kind, f"{prefix}{name}.")
-
-    walk(RunConfig, "")
-    walk(StudyConfig, "")
-    walk(ClusterConfig, "")
-    walk(DataConfig, "")
-    for family in (GptConfig, LstmConfig):
-        walk(family, "model.")
-    return paths
+def _read_with_data(path: Path, overrides: Sequence[str], place: tuple[str, ...]) -> dict[str, Any]:
+    """Read a tree in which the entry at `place` may name a data file; overrides reach into it."""
+    dotted = ".".join(place)
+    naming = [override for override in overrides if override.partition("=")[0] == dotted]
+    tree = apply_overrides(read_yaml(path), naming)
+    section: Any = tree
+    for key in place[:-1]:
+        section = section.get(key) if isinstance(section, dict) else None
+    if isinstance(section, dict) and isinstance(section.get(place[-1]), str):
+        section[place[-1]] = read_yaml(_find_beside(path, section[place[-1]]))
+    return apply_overrides(tree, [override for override in overrides if override not in naming])
 
 
 def _find_beside(path: Path, name: str) -> Path:

@@ -27,7 +27,7 @@ class ParameterCount:
 class ModelBase(BaseModel):
     """Fields and rules that every model family shares."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     width: int = Field(default=128, ge=1)
     """Width d of the embedding and the residual stream."""

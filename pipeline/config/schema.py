@@ -10,6 +10,9 @@ from pipeline.config.model import ModelConfig
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """A name that is safe as a directory and in a command: letters, digits, dot, dash, underscore."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""A seed that every generator takes."""
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -29,7 +32,7 @@ def check_multiple(name: str, value: int, unit: int, unit_text: str) -> None:
 class Section(BaseModel):
     """A part of a config: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SourceConfig(Section):
@@ -216,7 +219,7 @@ class RunConfig(Section):
 
     name: Name = "run"
     """Name of the run and of its directory."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of initialisation and of the sample order, each through its own generator."""
     output_dir: Path = Path("runs")
     """Root of runs, studies, shards and the default tracking store; made absolute when loaded."""

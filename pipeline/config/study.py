@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.cluster import ClusterConfig
-from pipeline.config.schema import Name, Section
+from pipeline.config.schema import Name, Section, Seed
 
 
 class MatchConfig(Section):
@@ -44,7 +44,7 @@ class StudyConfig(Section):
     """Label to the fields that differ; each names at least `model.family`."""
     match: MatchConfig | None = None
     """How sizes are matched; None leaves every family as written."""
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     """One training run per family and seed."""
     probes: list[ProbeConfig] = Field(default_factory=list)
     """Measurements beside the training runs."""
