@@ -29,6 +29,7 @@ FIXED = {
 REMOVED = ("TANDEM_", "RAY_ADDRESS", "RAY_JOB_", "MLFLOW_TRACKING_", "MASTER_")
 REMOVED_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 STOPS_BY_ITSELF = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
+"""Direct children of the test process that end with it; what they fork does not count as these."""
 
 ROOT = pytest.StashKey[Path]()
 
@@ -79,9 +80,10 @@ def processes_of(root: Path) -> dict[int, str]:
         try:
             environment = (entry / "environ").read_bytes()
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        ours = pid != os.getpid() and f"={root}".encode() in environment
-        if ours and command and not any(name in command for name in STOPS_BY_ITSELF):
+        own_child = parent == os.getpid() and any(name in command for name in STOPS_BY_ITSELF)
+        if command and pid != os.getpid() and f"={root}".encode() in environment and not own_child:
             found[pid] = command[:200]
     return found

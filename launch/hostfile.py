@@ -1,0 +1,143 @@
+"""From a run directory to ranks on ssh hosts: DeepSpeed's own launcher and a hostfile."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from launch.environment import LAUNCHER_PORT
+from launch.rank_logs import last_lines
+from launch.stopping import stop_on_signal
+from pipeline.config.cluster import ClusterConfig
+from pipeline.errors import ConfigError, LaunchError
+from pipeline.tracking.store import Verdict, read_verdict
+
+
+class HostfileLauncher:
+    """Starts one rank per slot of a hostfile with `deepspeed` and waits for their verdict."""
+
+    def __init__(self, cluster: ClusterConfig, on_event: Callable[[str], None]) -> None:
+        """Read the hostfile.
+
+        Args:
+            cluster: Names the hostfile.
+            on_event: Called with a line about a stop.
+
+        Raises:
+            ConfigError: No hostfile is named, or it cannot be used.
+        """
+        if cluster.hostfile is None:
+            raise ConfigError(
+                "cluster.launcher=hostfile needs cluster.hostfile: a file of lines `host slots=N`"
+            )
+        self._hostfile = cluster.hostfile.absolute()
+        self._slots = read_hostfile(self._hostfile)
+        self._on_event = on_event
+
+    def command(self, run_dir: Path, *, num_workers: int) -> list[str]:
+        """Give the `deepspeed` command.
+
+        The first host's name is passed as master address: the launcher's own guess takes the first
+        address of that host, which may be on the wrong network.
+
+        Raises:
+            ConfigError: The hostfile's slots are not as many as the ranks.
+        """
+        num_slots = sum(self._slots.values())
+        if num_slots != num_workers:
+            raise ConfigError(
+                f"{self._hostfile} has {num_slots} slots, but num_workers={num_workers}; "
+                f"nearest: num_workers={num_slots}"
+            )
+        return [
+            "deepspeed",
+            "--hostfile", str(self._hostfile),
+            "--master_addr", next(iter(self._slots)),
+            "--master_port", str(LAUNCHER_PORT),
+            "--module", "launch.worker", "--run", str(run_dir),
+        ]  # fmt: skip
+
+    def run(
+        self, run_dir: Path, *, num_workers: int, stop_after_steps: int | None = None
+    ) -> Verdict:
+        """Run all ranks of a run directory that every host sees, to their verdict.
+
+        Raises:
+            LaunchError: The launcher failed, or left no verdict; its last output is quoted.
+        """
+        run_dir = run_dir.absolute()
+        command = self.command(run_dir, num_workers=num_workers)
+        if stop_after_steps is not None:
+            command += ["--stop-after-steps", str(stop_after_steps)]
+        log = run_dir / "launcher.log"
+        with stop_on_signal(run_dir, self._on_event), log.open("ab") as stream:
+            process = subprocess.Popen(
+                [find_deepspeed(), *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            code = _wait(process)
+        # The launcher exits with 0 when a signal killed its child; only the run directory tells.
+        verdict = read_verdict(run_dir) if code == 0 else None
+        if verdict is None:
+            raise LaunchError(
+                f"deepspeed ended with exit code {code} and without a verdict in {run_dir}; "
+                f"log: {log}\n{last_lines(log)}"
+            )
+        return verdict
+
+
+def read_hostfile(path: Path) -> dict[str, int]:
+    """Read hosts and their slots; DeepSpeed alone would run on this machine if the file is missing.
+
+    Raises:
+        ConfigError: The file is missing, empty, or has a line that is not `host slots=N`.
+    """
+    try:
+        text = path.read_text()
+    except OSError as exc:
+        raise ConfigError(f"cannot read cluster.hostfile {path}: {exc.strerror}") from exc
+    slots: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        count = words[-1].removeprefix("slots=")
+        if len(words) != 2 or not count.isdigit() or int(count) < 1:
+            raise ConfigError(f"{path}:{number}: {line!r} is not of the form `host slots=N`")
+        if words[0] in slots:
+            raise ConfigError(f"{path}:{number}: host {words[0]} stands twice")
+        slots[words[0]] = int(count)
+    if not slots:
+        raise ConfigError(f"{path} names no host; write lines of the form `host slots=N`")
+    return slots
+
+
+def find_deepspeed() -> str:
+    """Give the `deepspeed` program of this Python's environment.
+
+    Raises:
+        LaunchError: It is not installed.
+    """
+    beside = Path(sys.executable).parent
+    found = shutil.which("deepspeed", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
+    if found is None:
+        raise LaunchError("the deepspeed program is not installed in this environment")
+    return found
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the launcher; a second request to stop ends it, and it ends the ranks."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        try:
+            process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise

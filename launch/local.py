@@ -1,0 +1,211 @@
+"""From a run directory to ranks on this machine: one forked process a rank, torch loaded once.
+
+A fork server loads torch, DeepSpeed and the training code a single time; every rank of every run
+is a fresh fork of it: state cannot leak from one run to the next, and a start costs milliseconds.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from launch.environment import (
+    base_environment,
+    detect_accelerator,
+    environment_set,
+    free_port,
+    nvidia_devices,
+    rank_environment,
+)
+from launch.rank_logs import last_lines, log_path, redirect_output
+from launch.stopping import StopRequest, stop_on_signal
+from launch.worker import exit_at_once
+from pipeline.config.cluster import ClusterConfig
+from pipeline.errors import LaunchError
+from pipeline.tracking.store import Verdict, read_verdict
+
+PRELOADED = ["torch", "pipeline.training.train"]
+PRELOADED_ON_CPU = ["deepspeed", "pipeline.training.deepspeed_engine", "pipeline.probes.execute"]
+"""Loading DeepSpeed may start CUDA, which does not survive a fork; so on CPU only."""
+
+GRACE_SECONDS = 2.0
+"""How long the other ranks may take to fail by themselves after one of them failed."""
+SET_PARENT_DEATH_SIGNAL = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankStart:
+    """All that a forked process needs to become a rank; plain values only, as it is pickled."""
+
+    run_dir: str
+    rank: int
+    environment: dict[str, str]
+    stop_after_steps: int | None
+
+
+class LocalLauncher:
+    """Starts ranks as processes of this machine and waits for their verdict."""
+
+    def __init__(self, cluster: ClusterConfig, on_event: Callable[[str], None]) -> None:
+        """Keep the cluster; nothing starts before `run`.
+
+        Args:
+            cluster: Threads per rank and accelerator.
+            on_event: Called with a line about a stop.
+        """
+        self._cluster = cluster
+        self._on_event = on_event
+
+    def command(self, run_dir: Path, *, num_workers: int) -> list[str]:
+        """Give a command that runs the same ranks by hand."""
+        worker = ["--module", "launch.worker", "--run", str(run_dir)]
+        return ["deepspeed", "--num_accelerators", str(num_workers), *worker]
+
+    def run(
+        self, run_dir: Path, *, num_workers: int, stop_after_steps: int | None = None
+    ) -> Verdict:
+        """Run all ranks of a run directory to their verdict.
+
+        Args:
+            run_dir: Holds `run.yaml` or `probe.yaml`.
+            num_workers: World size.
+            stop_after_steps: Stop with a checkpoint once this many steps are done.
+
+        Returns:
+            complete when `result.json` stands, stopped when the ranks agreed to stop.
+
+        Raises:
+            LaunchError: A rank failed; it names the rank, how it ended and its last output.
+        """
+        if self._cluster.accelerator == "cuda" and not nvidia_devices():
+            raise LaunchError(
+                "cluster.accelerator=cuda, but this machine shows no NVIDIA device; "
+                "use cluster.accelerator=cpu"
+            )
+        run_dir = run_dir.absolute()
+        with stop_on_signal(run_dir, self._on_event) as stop:
+            ranks = self._start(run_dir, num_workers, stop_after_steps)
+            try:
+                failed = _wait(ranks, run_dir, stop)
+            finally:
+                _end(ranks)
+        if failed:
+            raise describe_failure(run_dir, {rank: ranks[rank].exitcode for rank in failed})
+        if stop.is_made and (run_dir / "probe.yaml").is_file():
+            return "stopped"
+        return verdict_of(run_dir)
+
+    def _start(
+        self, run_dir: Path, num_workers: int, stop_after_steps: int | None
+    ) -> list[ForkServerProcess]:
+        accelerator = detect_accelerator(self._cluster.accelerator)
+        base = base_environment(accelerator, self._cluster.threads_per_worker)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(
+            PRELOADED + (PRELOADED_ON_CPU if accelerator == "cpu" else [])
+        )
+        with environment_set(base):
+            forkserver.ensure_running()
+        port = free_port()
+        ranks = []
+        for rank in range(num_workers):
+            start = RankStart(
+                run_dir=str(run_dir),
+                rank=rank,
+                environment=base | rank_environment(rank, num_workers, port),
+                stop_after_steps=stop_after_steps,
+            )
+            process = context.Process(target=become_rank, args=(start,), name=f"rank-{rank}")
+            process.start()
+            ranks.append(process)
+        return ranks
+
+
+def become_rank(start: RankStart) -> None:
+    """Turn a fork of the fork server into a rank; never returns."""
+    # Ctrl-C reaches the whole foreground group; the launching process alone decides what it means.
+    os.setsid()
+    if sys.platform == "linux":
+        # The fork server ends with the launching process, and no rank may outlive it.
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    redirect_output(log_path(Path(start.run_dir), start.rank))
+    os.environ.update(start.environment)
+    arguments = ["--run", start.run_dir]
+    if start.stop_after_steps is not None:
+        arguments += ["--stop-after-steps", str(start.stop_after_steps)]
+    exit_at_once(arguments)
+
+
+def verdict_of(run_dir: Path) -> Verdict:
+    """Give the verdict that ranks left behind; their exit codes alone prove nothing.
+
+    Raises:
+        LaunchError: The ranks ended and left neither result nor stop mark.
+    """
+    verdict = read_verdict(run_dir)
+    if verdict is None:
+        raise LaunchError(
+            f"all ranks of {run_dir} ended without an error, yet neither result.json nor "
+            f"stopped.json stands; last output of rank 0:\n{last_lines(log_path(run_dir, 0))}"
+        )
+    return verdict
+
+
+def describe_failure(run_dir: Path, exit_codes: dict[int, int | None]) -> LaunchError:
+    """Name the rank that failed first, how it ended, and its last output.
+
+    A rank that loses a peer writes its own error a moment later, so the log that ended first
+    belongs to the cause.
+
+    Args:
+        run_dir: The run directory.
+        exit_codes: Failed ranks and how they ended; a negative code is a signal.
+    """
+
+    def ended_at(rank: int) -> float:
+        log = log_path(run_dir, rank)
+        return log.stat().st_mtime if log.exists() else 0.0
+
+    rank = min(exit_codes, key=ended_at)
+    code = exit_codes[rank]
+    ending = f"exit code {code}"
+    if code is not None and code < 0:
+        ending = f"signal {signal.Signals(-code).name}"
+    log = log_path(run_dir, rank)
+    error = LaunchError(
+        f"rank {rank} of {run_dir.name} failed with {ending}; log: {log}\n{last_lines(log)}"
+    )
+    if code == 2:
+        error.exit_code = 2
+    return error
+
+
+def _wait(ranks: list[ForkServerProcess], run_dir: Path, stop: StopRequest) -> list[int]:
+    """Wait until all ranks ended, or one failed; give the failed ones."""
+    is_probe = (run_dir / "probe.yaml").is_file()
+    deadline: float | None = None
+    while alive := [process for process in ranks if process.is_alive()]:
+        connection.wait([process.sentinel for process in alive], timeout=0.2)
+        if stop.is_made and is_probe:
+            # A probe has nothing to save.
+            return []
+        if deadline is None and any(process.exitcode for process in ranks):
+            deadline = time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            break
+    return [rank for rank, process in enumerate(ranks) if process.exitcode]
+
+
+def _end(ranks: list[ForkServerProcess]) -> None:
+    for process in ranks:
+        if process.is_alive():
+            process.kill()
+    for process in ranks:
+        process.join()

@@ -1,0 +1,81 @@
+"""What one rank runs: a run directory in, result.json or stopped.json out.
+
+`python -m launch.worker --run DIR` is the entry that every launcher ends in; who the rank is comes
+from RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* in the environment.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.environment import base_environment, detect_accelerator
+from pipeline.errors import PipelineError
+
+
+def run_rank(run_dir: Path, stop_after_steps: int | None = None) -> None:
+    """Train the run, or measure the probe, that a directory describes; called on every rank.
+
+    Args:
+        run_dir: Holds `run.yaml` (a training run) or `probe.yaml` (a probe cell); absolute.
+        stop_after_steps: Stop with a checkpoint once this many optimizer steps are done.
+
+    Raises:
+        PipelineError: The run cannot start or go on; the message says why.
+    """
+    if (run_dir / "probe.yaml").is_file():
+        from pipeline.probes.execute import run_probe
+
+        run_probe(run_dir)
+    else:
+        from pipeline.training.train import train
+
+        train(run_dir, stop_after_steps)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one rank from the command line.
+
+    Args:
+        arguments: Command line without the program; None takes the process's own.
+
+    Returns:
+        Exit code: 0 done or stopped, 1 failed, 2 wrong config.
+    """
+    parser = argparse.ArgumentParser(prog="launch.worker", description="Run one rank of a run.")
+    parser.add_argument("--run", type=Path, required=True, help="run directory")
+    parser.add_argument("--stop-after-steps", type=int, help="stop with a checkpoint at this step")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by deepspeed; unused")
+    options = parser.parse_args(arguments)
+    for name, value in base_environment(detect_accelerator(), threads=1).items():
+        os.environ.setdefault(name, value)
+    try:
+        run_rank(options.run.absolute(), options.stop_after_steps)
+    except PipelineError as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
+        return exc.exit_code
+    return 0
+
+
+def exit_at_once(arguments: Sequence[str] | None = None) -> None:
+    """Run one rank and leave the process without waiting for its peers.
+
+    A rank that failed must be gone at once: its closed sockets are what its peers notice, and
+    tearing down a process group whose other side waits in a collective can take minutes.
+    """
+    try:
+        code = main(arguments)
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    exit_at_once()
