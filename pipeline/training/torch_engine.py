@@ -1,0 +1,153 @@
+"""The oracle: plain torch in fp32, everything on every rank, gradients summed one by one.
+
+It shares no code with DeepSpeed, so that equal curves of both mean something.
+"""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from pipeline.config.batching import BatchPlan
+from pipeline.config.schema import RunConfig
+from pipeline.data.loader import TokenBatch
+from pipeline.errors import ConfigError
+from pipeline.training.device import Laps, fused_optimizer, to_device
+from pipeline.training.distributed import RankContext, sum_over_ranks
+from pipeline.training.engine import (
+    EngineState,
+    StateBytes,
+    StepOutcome,
+    build_optimizer,
+    count_labels,
+    storage_bytes,
+)
+
+
+class TorchEngine:
+    """Trains one model with `torch.optim.AdamW` and one all-reduce a parameter."""
+
+    def __init__(
+        self, model: torch.nn.Module, run: RunConfig, plan: BatchPlan, ranks: RankContext
+    ) -> None:
+        """Take over the model; see `build_engine`.
+
+        Raises:
+            ConfigError: The run is not fp32 at ZeRO stage 0.
+        """
+        if run.precision != "fp32" or run.zero.stage != 0:
+            raise ConfigError(
+                f"the torch engine runs fp32 at stage 0, got {run.precision} at {run.zero.stage}"
+            )
+        self._model = model.to(ranks.device)
+        self._clipping = run.train.optimizer.gradient_clipping
+        self._optimizer = build_optimizer(
+            self._model, run.train.optimizer, fused=fused_optimizer(ranks.device)
+        )
+        self._parameters = dict(self._model.named_parameters())
+        self._ranks = ranks
+        self._gradient_bytes: int | None = None
+
+    def train_step(self, micro_batches: Sequence[TokenBatch], learning_rate: float) -> StepOutcome:
+        """Take one optimizer step; see `Engine`."""
+        device = self._ranks.device
+        laps = Laps(device)
+        num_tokens = int(sum_over_ranks([count_labels(micro_batches)], self._ranks)[0])
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._optimizer.zero_grad()
+        for batch in micro_batches:
+            nll_BT = self._model(to_device(batch.inputs, device), to_device(batch.labels, device))
+            loss = nll_BT.sum()
+            loss_sum += loss.detach()
+            laps.lap("forward")
+            (loss / num_tokens).backward()
+            laps.lap("backward")
+        dist.all_reduce(loss_sum)
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        for gradient in gradients:
+            dist.all_reduce(gradient)
+        laps.lap("backward")
+        self._gradient_bytes = storage_bytes(gradients)
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        applied = bool(torch.isfinite(grad_norm) & torch.isfinite(loss_sum))
+        if applied:
+            self._apply(grad_norm, learning_rate)
+        laps.lap("optimizer")
+        seconds = laps.seconds()
+        return StepOutcome(
+            loss_sum=float(loss_sum),
+            num_tokens=num_tokens,
+            grad_norm=float(grad_norm),
+            applied=applied,
+            forward_seconds=seconds["forward"],
+            backward_seconds=seconds["backward"],
+            optimizer_seconds=seconds["optimizer"],
+        )
+
+    def _apply(self, grad_norm: torch.Tensor, learning_rate: float) -> None:
+        if self._clipping > 0.0:
+            torch.nn.utils.clip_grads_with_norm_(
+                self._parameters.values(), self._clipping, grad_norm
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+
+    def evaluate(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
+        """Give the loss `[B, T]` of this rank's labels; see `Engine`."""
+        device = self._ranks.device
+        with torch.no_grad():
+            nll_BT = self._model(to_device(batch.inputs, device), to_device(batch.labels, device))
+        return np.asarray(nll_BT.float().cpu().numpy(), dtype=np.float32)
+
+    def export_state(self, names: Collection[str] | None = None) -> EngineState:
+        """Give the canonical state; see `Engine`."""
+        kept = {k: p for k, p in self._parameters.items() if names is None or k in names}
+        moments = {
+            moment: {k: self._moment(p, moment).cpu().clone() for k, p in kept.items()}
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+        steps = [int(state["step"]) for state in self._optimizer.state.values()]
+        return EngineState(
+            parameters={k: p.detach().cpu().clone() for k, p in kept.items()},
+            exp_avg=moments["exp_avg"],
+            exp_avg_sq=moments["exp_avg_sq"],
+            step=steps[0] if steps else 0,
+        )
+
+    def _moment(self, parameter: torch.Tensor, name: str) -> torch.Tensor:
+        state = self._optimizer.state.get(parameter)
+        return state[name] if state else torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def import_state(self, state: EngineState) -> None:
+        """Replace parameters and optimizer state; see `Engine`."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(state.parameters[name])
+            self._optimizer.state[parameter] = {
+                # The fused kernel keeps its count beside the parameter, the plain one on the CPU.
+                "step": torch.tensor(
+                    float(state.step),
+                    device=parameter.device if fused_optimizer(self._ranks.device) else "cpu",
+                ),
+                "exp_avg": state.exp_avg[name].to(parameter.device, copy=True),
+                "exp_avg_sq": state.exp_avg_sq[name].to(parameter.device, copy=True),
+            }
+
+    def state_bytes(self) -> StateBytes:
+        """Measure this rank's model state; see `Engine`.
+
+        Raises:
+            RuntimeError: No step was taken yet, so that gradients and moments do not exist.
+        """
+        if self._gradient_bytes is None:
+            raise RuntimeError("state_bytes needs one train_step: gradients and moments come then")
+        state = self._optimizer.state.values()
+        moments = [t for s in state for t in s.values() if isinstance(t, torch.Tensor)]
+        return StateBytes(
+            parameters=storage_bytes(list(self._parameters.values())),
+            gradients=self._gradient_bytes,
+            optimizer=storage_bytes(moments),
+        )

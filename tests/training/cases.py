@@ -1,0 +1,68 @@
+"""Small runs, models and batches that the tests of training share."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.batching import BatchPlan, plan_batches
+from pipeline.config.schema import RunConfig
+from pipeline.data.loader import TokenBatch
+from pipeline.models import build_model
+from pipeline.training.distributed import RankContext
+from pipeline.training.engine import Engine, build_engine
+
+VOCAB_SIZE = 61
+"""Odd, so that no tensor of the embedding's size divides by two ranks."""
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt": {
+        "family": "gpt", "width": 33, "depth": 2, "heads": 3, "norm": "layernorm",
+        "positions": "learned", "max_positions": 17,
+    },
+    "lstm_attention": {"family": "lstm_attention", "width": 32, "depth": 2, "heads": 2},
+}  # fmt: skip
+GLOBAL_BATCH_SAMPLES = 8
+SEQUENCE_TOKENS = 16
+
+
+def small_run(family: str = "gpt", stage: int = 0, **fields: Any) -> RunConfig:
+    train = {
+        "global_batch_tokens": GLOBAL_BATCH_SAMPLES * SEQUENCE_TOKENS,
+        "sequence_tokens": SEQUENCE_TOKENS,
+        "micro_batch_samples": 2,
+        "total_tokens": 20 * GLOBAL_BATCH_SAMPLES * SEQUENCE_TOKENS,
+    }
+    train |= fields.pop("train", {})
+    zero = {"stage": stage, "bucket_elements": 5_000} | fields.pop("zero", {})
+    model = MODELS[family] | fields.pop("model", {})
+    return RunConfig.model_validate({"model": model, "train": train, "zero": zero, **fields})
+
+
+def small_engine(
+    ranks: RankContext, run: RunConfig, name: str = "deepspeed"
+) -> tuple[Engine, BatchPlan]:
+    plan = plan_batches(run.train, ranks.world_size)
+    model = build_model(run.model, VOCAB_SIZE, run.seed)
+    return build_engine(model, run, plan, ranks, name), plan
+
+
+def global_batch(step: int) -> list[TokenBatch]:
+    """Every micro-batch of a step, with ignored labels in some, the same at every world size."""
+    generator = np.random.default_rng([7, step])
+    micro_batches = []
+    for index in range(GLOBAL_BATCH_SAMPLES // 2):
+        tokens = generator.integers(0, VOCAB_SIZE, (2, SEQUENCE_TOKENS + 1))
+        # Learnable: every second token repeats the one before it.
+        tokens[:, 1::2] = tokens[:, 0:-1:2]
+        labels = tokens[:, 1:].copy()
+        if index == step % 3:
+            labels[:, -1 - 2 * index :] = -100
+        micro_batches.append(
+            TokenBatch(
+                inputs=tokens[:, :-1].copy(), labels=labels, sample_ids=np.arange(2) + 2 * index
+            )
+        )
+    return micro_batches
+
+
+def my_batches(ranks: RankContext, step: int) -> list[TokenBatch]:
+    return global_batch(step)[ranks.rank :: ranks.world_size]
