@@ -48,6 +48,8 @@ class SourceConfig(Section):
     """The field that holds a document's id; without it the id is made from path and ordinal."""
     split: str = "train"
     """The split of a Hugging Face dataset."""
+    document_bytes: int | None = Field(default=None, ge=1)
+    """Text files only: cut at blank lines into documents of about this size; None keeps them whole."""
 
     @model_validator(mode="after")
     def _path_is_given(self) -> Self:

@@ -1,0 +1,280 @@
+"""Prepared shards on disk: written whole or not at all, listed by a manifest, read by memory map.
+
+A prepared directory holds `SPLIT-NNNNN.bin/.idx`, `tokenizer.json`, `token_bytes.npy` and, written
+last, `manifest.json`. Without the manifest the directory is not prepared.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.data.indexed import little_endian, read_index
+from pipeline.data.text_files import file_sha256
+from pipeline.errors import DataError
+
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+TOKEN_BYTES_NAME = "token_bytes.npy"
+SCHEMA_VERSION = 1
+
+SplitName = Literal["train", "validation"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceRange(_Record):
+    """The part of a source that went into a shard: bytes of a file, or rows of a dataset."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class ShardRecord(_Record):
+    """One shard: the files `NAME.bin` and `NAME.idx`."""
+
+    name: str
+    sha256: str
+    """Of `NAME.bin`."""
+    index_sha256: str
+    """Of `NAME.idx`."""
+    tokens: int
+    """Tokens, the end-of-document tokens included."""
+    documents: int
+    text_bytes: int
+    """UTF-8 bytes of the documents before tokenization."""
+    sources: list[SourceRange]
+
+
+class SplitRecord(_Record):
+    """The shards of one split, in the order in which they are read, and their sums."""
+
+    tokens: int
+    documents: int
+    text_bytes: int
+    shards: list[ShardRecord]
+
+
+class ShardManifest(_Record):
+    """What a prepared directory holds, and what it was made from."""
+
+    schema_version: int = SCHEMA_VERSION
+    fingerprint: str
+    """Hash of `recipe`; also the name of the directory."""
+    recipe: dict[str, Any]
+    """Everything that decides the token ids: source contents and options, tokenizer, split."""
+    vocab_size: int
+    dtype: Literal["uint16", "int32"]
+    end_of_document: str
+    end_of_document_id: int
+    tokenizer_sha256: str
+    token_bytes_sha256: str
+    encoder: str
+    """The library that encoded; ids do not depend on it."""
+    encoder_version: str
+    splits: dict[SplitName, SplitRecord]
+    dropped_documents: dict[str, int]
+    """Documents left out, by reason."""
+    directory: Path = Field(default=Path(), exclude=True)
+    """Where the shards stand; not part of the file, so that a directory can be moved."""
+
+
+class ShardSet:
+    """The tokens of one split, all documents of all shards back to back, memory-mapped."""
+
+    def __init__(self, manifest: ShardManifest, split: SplitName) -> None:
+        """Map every shard.
+
+        Raises:
+            DataError: A shard is missing or has another size than the manifest says.
+        """
+        self.manifest = manifest
+        self.split = split
+        self._arrays = [_map_shard(manifest, shard) for shard in manifest.splits[split].shards]
+        self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the split, the end-of-document tokens included."""
+        return int(self._starts[-1])
+
+    def tokens(self, start: int, stop: int) -> npt.NDArray[np.integer[Any]]:
+        """Copy the tokens [start, stop) of the split.
+
+        Args:
+            start: First token, from 0.
+            stop: Token behind the last one, at most `num_tokens`.
+
+        Raises:
+            IndexError: The range is not inside the split.
+        """
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(f"tokens [{start}, {stop}) of a split with {self.num_tokens} tokens")
+        result = np.empty(stop - start, dtype=little_endian(self.manifest.dtype))
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        position = start
+        while position < stop:
+            offset = position - int(self._starts[shard])
+            part = self._arrays[shard][offset : offset + stop - position]
+            result[position - start : position - start + len(part)] = part
+            position += len(part)
+            shard += 1
+        return result
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or none: a temporary file beside it, fsync, rename."""
+    prefix = f".{path.name}."
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, delete=False) as stream:
+        stream.write(data)
+        stream.flush()
+        commit_file(stream.fileno(), Path(stream.name), path)
+
+
+def commit_file(descriptor: int, temporary: Path, path: Path) -> None:
+    """Give a written file its name once its bytes are on the disk."""
+    os.fchmod(descriptor, 0o644)
+    os.fsync(descriptor)
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_manifest(manifest: ShardManifest) -> None:
+    """Write the manifest, which makes its directory a prepared one."""
+    data = manifest.model_dump_json(indent=1).encode()
+    write_atomic(manifest.directory / MANIFEST_NAME, data + b"\n")
+
+
+def load_manifest(prepared_dir: Path) -> ShardManifest:
+    """Load the manifest of a prepared directory.
+
+    Raises:
+        DataError: There is no manifest, or this version cannot read it.
+    """
+    path = prepared_dir / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as exc:
+        raise DataError(
+            f"{prepared_dir} holds no prepared shards ({MANIFEST_NAME} is missing); "
+            "make them with: python -m launch prepare RUN"
+        ) from exc
+    except OSError as exc:
+        raise DataError(f"cannot read {path}: {exc.strerror}") from exc
+    try:
+        manifest = ShardManifest.model_validate_json(data)
+    except ValidationError as exc:
+        raise DataError(f"{path} is not a shard manifest of this version: {exc}") from exc
+    return manifest.model_copy(update={"directory": prepared_dir.absolute()})
+
+
+def load_token_bytes(prepared_dir: Path) -> npt.NDArray[np.int32]:
+    """Load the number of raw bytes that each token id stands for.
+
+    Returns:
+        int32 [vocab_size]; 0 for the end-of-document token.
+
+    Raises:
+        DataError: The file is missing or is no such array.
+    """
+    path = prepared_dir / TOKEN_BYTES_NAME
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as exc:
+        raise DataError(f"cannot read {path}: {exc}") from exc
+    return np.asarray(array, dtype=np.int32)
+
+
+def verify_shards(prepared_dir: Path) -> None:
+    """Check every file of a prepared directory against its manifest.
+
+    Raises:
+        DataError: Lists each file that is missing, damaged or contradicts the manifest.
+    """
+    manifest = load_manifest(prepared_dir)
+    expected = {
+        TOKENIZER_NAME: manifest.tokenizer_sha256,
+        TOKEN_BYTES_NAME: manifest.token_bytes_sha256,
+    }
+    records = [shard for split in manifest.splits.values() for shard in split.shards]
+    for shard in records:
+        expected[f"{shard.name}.bin"] = shard.sha256
+        expected[f"{shard.name}.idx"] = shard.index_sha256
+    problems = []
+    for name, sha256 in expected.items():
+        path = manifest.directory / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif file_sha256(path) != sha256:
+            problems.append(f"{name} is damaged ({path.stat().st_size} bytes, sha256 differs)")
+    if not problems:
+        problems = [text for shard in records for text in _contradictions(manifest, shard)]
+    if problems:
+        raise DataError(
+            f"{manifest.directory} is not as it was prepared: {'; '.join(problems)}; "
+            "delete the directory and prepare again"
+        )
+
+
+def describe_prepared(prepared_dir: Path) -> dict[str, Any]:
+    """Summarise a prepared directory for printing: sizes, vocabulary, drops, shards.
+
+    Raises:
+        DataError: As `load_manifest`.
+    """
+    manifest = load_manifest(prepared_dir)
+    splits = manifest.splits
+    return {
+        "directory": str(manifest.directory),
+        "fingerprint": manifest.fingerprint,
+        "source": manifest.recipe.get("source"),
+        "vocab_size": manifest.vocab_size,
+        "dtype": manifest.dtype,
+        "end_of_document": manifest.end_of_document,
+        "end_of_document_id": manifest.end_of_document_id,
+        "encoder": f"{manifest.encoder} {manifest.encoder_version}",
+        "tokens": {name: split.tokens for name, split in splits.items()},
+        "documents": {name: split.documents for name, split in splits.items()},
+        "text_bytes": {name: split.text_bytes for name, split in splits.items()},
+        "bytes_per_token": {
+            name: split.text_bytes / (split.tokens - split.documents)
+            for name, split in splits.items()
+        },
+        "dropped_documents": manifest.dropped_documents,
+        "shards": [shard.name for split in splits.values() for shard in split.shards],
+    }
+
+
+def _map_shard(manifest: ShardManifest, shard: ShardRecord) -> npt.NDArray[Any]:
+    path = manifest.directory / f"{shard.name}.bin"
+    dtype = little_endian(manifest.dtype)
+    try:
+        num_bytes = path.stat().st_size
+    except OSError as exc:
+        raise DataError(f"shard {path} is missing; delete its directory and prepare again") from exc
+    if num_bytes != shard.tokens * dtype.itemsize:
+        raise DataError(
+            f"shard {path} has {num_bytes} bytes, the manifest says {shard.tokens} tokens of "
+            f"{dtype.itemsize} bytes; delete its directory and prepare again"
+        )
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def _contradictions(manifest: ShardManifest, shard: ShardRecord) -> list[str]:
+    index = read_index(manifest.directory / f"{shard.name}.idx")
+    found = (index.dtype, index.num_tokens, len(index.lengths_tokens))
+    promised = (manifest.dtype, shard.tokens, shard.documents)
+    if found != promised:
+        return [f"{shard.name}.idx has {found}, the manifest says {promised}"]
+    return []
