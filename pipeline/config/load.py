@@ -70,17 +70,21 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     study = validate(StudyConfig, with_output_dir(tree), str(path))
     for label, fields in study.families.items():
         build_run(merge(study.base, fields), f"{path}: families.{label}")
-    return study.model_copy(update={"output_dir": study.output_dir.absolute()})
+    cluster = _with_hostfile(study.cluster, path)
+    return study.model_copy(update={"output_dir": study.output_dir.absolute(), "cluster": cluster})
 
 
 def load_cluster(path: Path | None, overrides: Sequence[str] = ()) -> ClusterConfig:
     """Load a cluster config; None gives the defaults.
 
+    `hostfile` is relative to the cluster file or to the current directory.
+
     Raises:
         ConfigError: As `load_run`.
     """
     tree = read_yaml(path) if path is not None else {}
-    return validate(ClusterConfig, apply_overrides(tree, overrides), str(path or "cluster"))
+    cluster = validate(ClusterConfig, apply_overrides(tree, overrides), str(path or "cluster"))
+    return _with_hostfile(cluster, path or Path("cluster"))
 
 
 def read_run(run_dir: Path) -> RunConfig:
@@ -122,6 +126,13 @@ def _read_with_data(path: Path, overrides: Sequence[str], place: tuple[str, ...]
     if isinstance(section, dict) and isinstance(section.get(place[-1]), str):
         section[place[-1]] = read_yaml(_find_beside(path, section[place[-1]]))
     return apply_overrides(tree, [override for override in overrides if override not in naming])
+
+
+def _with_hostfile(cluster: ClusterConfig, path: Path) -> ClusterConfig:
+    if cluster.hostfile is None:
+        return cluster
+    hostfile = _find_beside(path, str(cluster.hostfile)).absolute()
+    return cluster.model_copy(update={"hostfile": hostfile})
 
 
 def _find_beside(path: Path, name: str) -> Path:

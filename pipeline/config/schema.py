@@ -49,7 +49,7 @@ class SourceConfig(Section):
     split: str = "train"
     """The split of a Hugging Face dataset."""
     document_bytes: int | None = Field(default=None, ge=1)
-    """Text files only: cut at blank lines into documents of about this size; None keeps them whole."""
+    """Text files only: cut at blank lines into documents of about this size; None cuts nothing."""
 
     @model_validator(mode="after")
     def _path_is_given(self) -> Self:
