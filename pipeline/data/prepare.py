@@ -236,9 +236,9 @@ def _collect(splits: list[Split], job: ShardJob, on_event: OnEvent) -> list[Spli
 def _reuse(directory: Path, recipe: dict[str, Any], on_event: OnEvent) -> ShardManifest:
     manifest = load_manifest(directory)
     if manifest.fingerprint != fingerprint(recipe) or manifest.recipe != recipe:
+        differences = list_differences(manifest.recipe, recipe)
         raise DataError(
-            f"{directory} was made from something else ({list_differences(manifest.recipe, recipe)}); "
-            "delete it and prepare again"
+            f"{directory} was made from something else ({differences}); delete it and prepare again"
         )
     for name in get_args(SplitName):
         ShardSet(manifest, name)
@@ -250,9 +250,10 @@ def _use_prepared(data: DataConfig, directory: Path, source: Source) -> ShardMan
     manifest = load_manifest(directory)
     recipe = plan_recipe(data, source)
     if manifest.recipe != recipe:
+        differences = list_differences(manifest.recipe, recipe)
         raise DataError(
-            f"data.prepared_dir={directory} was not made from this config "
-            f"({list_differences(manifest.recipe, recipe)}); remove data.prepared_dir to prepare again"
+            f"data.prepared_dir={directory} was not made from this config ({differences}); "
+            "remove data.prepared_dir to prepare again"
         )
     return manifest
 
