@@ -1,8 +1,8 @@
 """From what happens in a run to one JSON line each, and back to the surviving lineage of attempts.
 
-`events.jsonl` is append-only and outlives attempts: a process that was killed may leave half a last line,
-which readers ignore and the next writer cuts off. A number that is not finite is written as the
-string `nan`, `inf` or `-inf`, so that every line is plain JSON.
+`events.jsonl` is append-only and outlives attempts: a process that was killed may leave half a last
+line, which readers ignore and the next writer cuts off. A number that is not finite is written as
+the string `nan`, `inf` or `-inf`, so that every line is plain JSON.
 """
 
 import json

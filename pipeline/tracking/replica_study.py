@@ -1,0 +1,127 @@
+"""From run and study directories to all the runs that MLflow shows of them.
+
+A study becomes a parent run, one child per training run and probe cell, and one summary run per
+family whose step axis is sequence length, ranks or parameters, so that comparing two of them draws
+scaling curves.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.load import read_yaml, validate
+from pipeline.config.study import StudyConfig
+from pipeline.errors import TrackingError
+from pipeline.tracking.metrics import check_metric
+from pipeline.tracking.notes import describe_study, describe_summary
+from pipeline.tracking.replica import (
+    Point,
+    Replica,
+    ReplicaRun,
+    Status,
+    flatten,
+    read_json,
+    read_texts,
+)
+from pipeline.tracking.replica_cells import plan_cells
+from pipeline.tracking.store import RESULT_FILE, list_cells
+
+EXPERIMENT_PREFIX = "tandem"
+STATUSES: dict[str, Status] = {"complete": "FINISHED", "stopped": "KILLED"}
+"""MLflow's word for the status of a study; any other is a failure."""
+
+
+def plan_replicas(root: Path, is_over: bool = False) -> list[Replica]:
+    """Plan what MLflow should show of a directory.
+
+    Args:
+        root: A study directory, a run directory, or an output directory with several of them.
+        is_over: Nothing runs any more, so what has no verdict has failed.
+
+    Raises:
+        TrackingError: A result or an event log is malformed.
+        ConfigError: A `run.yaml` or `study.yaml` is malformed.
+    """
+    if (root / "study.yaml").exists():
+        return [_plan_study(root, is_over)]
+    studies = sorted(path.parent for path in root.glob("*/study.yaml"))
+    children = tuple(plan_cells(list_cells(root), None, root, is_over))
+    single = Replica(experiment=f"{EXPERIMENT_PREFIX}/runs", parent=None, children=children)
+    return [single, *(_plan_study(path, is_over) for path in studies)]
+
+
+def read_study(study_dir: Path) -> StudyConfig:
+    """Read the resolved config of a study directory.
+
+    Raises:
+        ConfigError: `study.yaml` is missing or malformed.
+    """
+    path = study_dir / "study.yaml"
+    return validate(StudyConfig, read_yaml(path), str(path))
+
+
+def _plan_study(study_dir: Path, is_over: bool) -> Replica:
+    study = read_study(study_dir)
+    cells = list_cells(study_dir)
+    children = tuple(plan_cells(cells, study.name, study_dir, is_over))
+    outcome = read_json(study_dir / RESULT_FILE) or {}
+    start = min((child.start_unix_ms for child in children), default=0)
+    end = max((child.end_unix_ms or child.start_unix_ms for child in children), default=0)
+    status = _study_status(outcome, children, is_over)
+    num_ended = sum(cell.verdict is not None for cell in cells)
+    parent = ReplicaRun(
+        role="study",
+        name=study.name,
+        status=status,
+        start_unix_ms=start,
+        end_unix_ms=None if status == "RUNNING" else end,
+        tags={"study": study.name, "families": ", ".join(study.families), "status": status.lower()},
+        params=flatten(study.base),
+        note=describe_study(study, outcome.get("headline", []), num_ended, len(cells)),
+        texts=read_texts(study_dir),
+    )
+    return Replica(
+        experiment=f"{EXPERIMENT_PREFIX}/{study.name}",
+        parent=parent,
+        children=(*children, *_plan_summaries(study_dir, outcome, study.name, (start, end))),
+    )
+
+
+def _study_status(
+    outcome: Mapping[str, Any], children: Sequence[ReplicaRun], is_over: bool
+) -> Status:
+    is_running = not outcome or any(child.status == "RUNNING" for child in children)
+    if is_running and not is_over:
+        return "RUNNING"
+    return STATUSES.get(outcome.get("status", ""), "FAILED")
+
+
+def _plan_summaries(
+    study_dir: Path, outcome: Mapping[str, Any], study: str, span_unix_ms: tuple[int, int]
+) -> Iterable[ReplicaRun]:
+    """One run per family; its points carry the end of the last cell as their time."""
+    start, end = span_unix_ms
+    for family, rows in outcome.get("summaries", {}).items():
+        try:
+            points = tuple(
+                Point(
+                    name=row["metric"],
+                    value=float(row["value"]),
+                    step=int(row["step"]),
+                    time_unix_ms=end,
+                )
+                for row in rows
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise TrackingError(f"{study_dir / RESULT_FILE}: summaries.{family}: {exc!r}") from exc
+        names = {point.name: check_metric(point.name) for point in points}
+        yield ReplicaRun(
+            role="summary",
+            name=f"scaling: {family}",
+            status="FINISHED",
+            start_unix_ms=start,
+            end_unix_ms=end,
+            tags={"study": study, "family": family, "status": "finished"},
+            note=describe_summary(family, names),
+            points=points,
+        )
