@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.load import read_run
 
 if TYPE_CHECKING:
-    from pipeline.study.execute import Launcher
     from rich.progress import Progress
 
+    from pipeline.study.execute import Launcher
     from pipeline.tracking.store import Verdict
 
 POLL_SECONDS = 1.0
@@ -44,6 +44,10 @@ class Display:
     def say(self, line: str) -> None:
         """Show one line about what happens now."""
         self.console.print(line, markup=False)
+
+    def pass_on(self, text: str) -> None:
+        """Show output of another process as it is, without adding line ends."""
+        self.console.out(text, end="", highlight=False)
 
     def answer(self, payload: Mapping[str, Any], lines: Sequence[str] = ()) -> None:
         """Give the command's result: the payload as JSON, or the lines for a person."""

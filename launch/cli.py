@@ -1,0 +1,44 @@
+"""The command line: `python -m launch VERB`.
+
+Nothing heavy is loaded here: a verb loads what it needs when it runs, so that help, a dry run and
+the refusal of a wrong config come at once.
+"""
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from launch import verbs_cluster, verbs_data, verbs_run, verbs_study, verbs_tracking
+from pipeline.errors import PipelineError
+
+app = typer.Typer(
+    name="python -m launch",
+    help=(
+        "Pretrain GPT-style and LSTM-attention language models side by side and compare them. "
+        "Every verb that takes a config takes a.b=c overrides after it. "
+        "Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75 stopped with a checkpoint."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verbs in (verbs_study, verbs_run, verbs_data, verbs_tracking, verbs_cluster):
+    verbs.register(app)
+
+
+def main() -> None:
+    """Run the command line; our own errors become one message and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except PipelineError as exc:
+        sys.stdout.flush()
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
+        sys.exit(exc.exit_code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,92 @@
+"""The verbs about data: prepare, inspect, verify."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from launch.options import AsJson, DryRun, Overrides, as_tree, load_request
+from launch.verbs_run import RunFile
+
+DataDir = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A prepared directory, or a run directory.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(prepare)
+    app.command()(inspect)
+    app.command()(verify)
+
+
+def prepare(
+    config: RunFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the text of a run into token shards, or find that it has been done."""
+    from launch.display import Display
+    from pipeline.data.prepare import prepare as prepare_data
+
+    request = load_request(config, overrides)
+    display = Display(as_json=as_json)
+    if dry_run:
+        payload = {"data": as_tree(request.run.data)}
+        display.answer(payload, [f"would prepare below {request.run.data.output_dir}"])
+        return
+    manifest = prepare_data(request.run.data, display.say)
+    facts = describe_directory(manifest.directory)
+    display.answer(facts, [f"shards: {manifest.directory}"])
+
+
+def inspect(
+    directory: DataDir,
+    as_json: AsJson = False,
+) -> None:
+    """Show what prepared shards hold."""
+    from launch.display import Display
+
+    facts = describe_directory(prepared_of(directory))
+    Display(as_json=as_json).answer(facts, [f"{name:20} {value}" for name, value in facts.items()])
+
+
+def verify(
+    directory: DataDir,
+    as_json: AsJson = False,
+) -> None:
+    """Check shards, and the checkpoints of a run, against their recorded hashes."""
+    from launch.display import Display
+    from pipeline.data.shards import verify_shards
+
+    prepared_dir = prepared_of(directory)
+    verify_shards(prepared_dir)
+    checked = [str(prepared_dir)]
+    Display(as_json=as_json).answer({"verified": checked}, [f"intact: {path}" for path in checked])
+
+
+def describe_directory(prepared_dir: Path) -> dict[str, Any]:
+    """Give the facts of a prepared directory as plain values."""
+    from pipeline.data.shards import describe_prepared
+
+    return describe_prepared(prepared_dir)
+
+
+def prepared_of(directory: Path) -> Path:
+    """Give the prepared directory itself, or the one that a run directory names.
+
+    Raises:
+        DataError: The run has not been prepared.
+    """
+    from pipeline.config.load import read_run
+    from pipeline.errors import DataError
+
+    if not (directory / "run.yaml").exists():
+        return directory
+    prepared_dir = read_run(directory).data.prepared_dir
+    if prepared_dir is None:
+        raise DataError(
+            f"{directory} names no shards; run: python -m launch prepare {directory}/run.yaml"
+        )
+    return prepared_dir

@@ -1,0 +1,212 @@
+"""The verbs about studies: quickstart, study, report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launch.options import (
+    EXIT_STOPPED,
+    AsJson,
+    DryRun,
+    LauncherName,
+    Overrides,
+    as_tree,
+    for_ray_job,
+    states_output,
+)
+
+if TYPE_CHECKING:
+    from launch.display import Display
+    from pipeline.config.study import StudyConfig
+    from pipeline.study.outcome import StudyResult
+    from pipeline.study.plan import Cell, StudyPlan
+    from pipeline.study.progress import StudyEvent
+
+QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "study" / "quickstart.yaml"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(quickstart)
+    app.command()(study)
+    app.command()(report)
+
+
+def quickstart(
+    overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Train both families on the embedded text and report, in about five minutes on two cores."""
+    study(QUICKSTART, overrides, dry_run=dry_run, as_json=as_json)
+
+
+def study(
+    config: Annotated[Path, typer.Argument(metavar="STUDY", help="Study YAML.")],
+    overrides: Overrides = None,
+    launcher: LauncherName = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run every cell of a study that is not finished, then analyze and report."""
+    from launch import build_launcher
+    from launch.display import Display, WatchedLauncher
+    from pipeline.study.plan import plan_study
+
+    display = Display(as_json=as_json)
+    loaded = load(config, list(overrides or []), launcher)
+    plan = plan_study(loaded)
+    starter = WatchedLauncher(launcher=build_launcher(loaded.cluster, display.say), display=display)
+    if dry_run:
+        answer_dry_run(display, loaded, plan, starter)
+        return
+    result = execute(loaded, plan, starter, display)
+    answer_study(display, plan.directory, result)
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="Directory of a study.")],
+    as_json: AsJson = False,
+) -> None:
+    """Analyze a study again from its directory and write its report anew."""
+    from launch.display import Display
+    from pipeline.study.execute import report_study
+
+    answer_study(Display(as_json=as_json), directory, report_study(directory))
+
+
+def load(config: Path, overrides: list[str], launcher: str | None) -> "StudyConfig":
+    """Load a study for this process: launcher and output as the surroundings demand.
+
+    Raises:
+        ConfigError: The study is wrong, or a Ray job does not say where results go.
+    """
+    from launch.environment import check_output_is_stated, detect_accelerator
+    from pipeline.config.cluster import check_run_on_cluster
+    from pipeline.config.load import load_study
+    from pipeline.study.plan import plan_study
+
+    if launcher is not None:
+        overrides = [*overrides, f"cluster.launcher={launcher}"]
+    check_output_is_stated(states_output(config, overrides))
+    loaded = load_study(config, overrides)
+    cluster = for_ray_job(loaded.cluster)
+    accelerator = detect_accelerator(cluster.accelerator)
+    for run in plan_study(loaded).families.values():
+        check_run_on_cluster(run, cluster.num_workers, accelerator)
+    return loaded.model_copy(update={"cluster": cluster})
+
+
+def execute(
+    loaded: "StudyConfig", plan: "StudyPlan", launcher: Any, display: "Display"
+) -> "StudyResult":
+    """Run a study with its events replayed to MLflow beside it."""
+    from contextlib import ExitStack
+
+    from launch.sync_process import syncing
+    from pipeline.data.prepare import prepare, ray_session
+    from pipeline.study.execute import run_study
+
+    uri = tracking_uri(loaded)
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    display.say(
+        f"study {loaded.name}: {plan.num_cells} cells, launcher {loaded.cluster.launcher}, "
+        f"results in {plan.directory}"
+    )
+    with ExitStack() as stack:
+        if loaded.cluster.launcher == "ray":
+            stack.enter_context(ray_session(loaded.cluster.ray_address, loaded.cluster.num_workers))
+        process = stack.enter_context(syncing(plan.directory, uri, display.say))
+        return run_study(
+            loaded,
+            launcher,
+            prepare=lambda data: prepare(data, lambda line: display.say(f"  {line}")),
+            on_event=lambda event: display.say(describe_event(event)),
+            quiet=process.paused,
+        )
+
+
+def tracking_uri(loaded: "StudyConfig") -> str:
+    """Give the MLflow store of a study: the config's, else SQLite in the output directory."""
+    from pipeline.tracking.mlflow_client import default_uri
+
+    uri = (loaded.base.get("tracking") or {}).get("uri")
+    return default_uri(loaded.output_dir) if uri is None else str(uri)
+
+
+def describe_event(event: "StudyEvent") -> str:
+    """Say in one line which step of a study begins or has ended."""
+    from launch.display import format_seconds
+
+    what = f"[{event.index}/{event.total}] {event.phase} {event.cell or ''}".rstrip()
+    if event.kind == "begin":
+        parts = []
+        if event.expected_seconds is not None:
+            parts.append(f"about {format_seconds(event.expected_seconds)}")
+        if event.remaining_seconds:
+            parts.append(f"about {format_seconds(event.remaining_seconds)} until all is done")
+        return f"{what}: {', '.join(parts)}" if parts else what
+    if event.outcome == "skipped":
+        return f"{what}: finished already"
+    ending = f"{what}: {event.outcome} in {format_seconds(event.seconds or 0.0)}"
+    return f"{ending}: {event.message}" if event.message else ending
+
+
+def answer_dry_run(
+    display: "Display", loaded: "StudyConfig", plan: "StudyPlan", launcher: Any
+) -> None:
+    """Show the resolved study, its cells and the command of each; nothing is started."""
+    import yaml
+
+    planned: list[Cell] = [*plan.train_cells, *plan.probe_cells]
+    cells = [
+        {
+            "name": cell.name,
+            "num_workers": cell.num_workers,
+            "command": launcher.command(plan.run_dir(cell), num_workers=cell.num_workers),
+        }
+        for cell in planned
+    ]
+    sizes = {label: as_plain(size) for label, size in plan.sizes.items()}
+    payload = {
+        "directory": str(plan.directory),
+        "study": as_tree(loaded),
+        "sizes": sizes,
+        "cells": cells,
+    }
+    lines = [yaml.safe_dump(as_tree(loaded), sort_keys=False).rstrip()]
+    lines += [f"{label}: {size}" for label, size in sizes.items()]
+    lines += [f"would run: {' '.join(cell['command'])}" for cell in cells]
+    display.answer(payload, lines)
+
+
+def as_plain(size: Any) -> dict[str, Any]:
+    """Give a matched size as plain values: shape and distance from the target."""
+    return {
+        "model": as_tree(size.model),
+        "num_parameters": size.num_parameters,
+        "target": size.target,
+    }
+
+
+def answer_study(display: "Display", directory: Path, result: "StudyResult") -> None:
+    """Show what a study found and where it stands.
+
+    Raises:
+        typer.Exit: 1 when something is missing or a check failed, 75 when it was stopped.
+    """
+    from dataclasses import asdict
+
+    lines = ["", f"study {result.study}: {result.status}"]
+    lines += [f"  {sentence}" for sentence in result.headline]
+    lines += [f"  check not met: {check.text}" for check in result.checks if not check.passed]
+    lines += [f"  missing: {cell}: {reason}" for cell, reason in result.missing.items()]
+    lines += [
+        "",
+        f"report: {directory / 'report.html'} (open it in a browser; report.md is its text)",
+        f"MLflow: python -m launch ui {directory.parent}",
+    ]
+    if result.status == "stopped":
+        lines.append("the same command goes on from here")
+    display.answer({"directory": str(directory), **asdict(result)}, lines)
+    if result.status != "complete":
+        raise typer.Exit(EXIT_STOPPED if result.status == "stopped" else 1)
