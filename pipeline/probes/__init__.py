@@ -1,4 +1,4 @@
-"""Measurements that need the models but are not training runs; importing this package loads nothing."""
+"""Measurements that need the models but are not training runs; importing this loads nothing."""
 
 PROBES = {
     "step_time": "pipeline.probes.step_time:run",

@@ -1,4 +1,4 @@
-"""How many bytes of parameters, gradients and optimizer state each rank holds at each ZeRO stage."""
+"""How many bytes of parameters, gradients and optimizer state a rank holds at each ZeRO stage."""
 
 import gc
 from collections.abc import Mapping

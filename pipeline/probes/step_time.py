@@ -1,9 +1,9 @@
 """How long an optimizer step takes as the sequence grows while the tokens of a step stay the same.
 
-All arms (family x sequence length) live in one rank group and take turns. Each round visits every arm
-once, in an order that the next round reverses (A B ... B A), so that a drift of the machine falls on
-all arms alike. A timed step is a complete one: forward, backward, gradient reduction and update, on
-tokens of the prepared text. Left out are building, warm-up steps, and reading the batch.
+All arms (family x sequence length) live in one rank group and take turns. Each round visits every
+arm once, in an order that the next round reverses (A B ... B A), so that a drift of the machine
+falls on all arms alike. A timed step is a complete one: forward, backward, gradient reduction and
+update, on tokens of the prepared text. Left out are building, warm-up steps, and reading.
 """
 
 import time
@@ -61,7 +61,7 @@ def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, 
         `step_seconds` (slowest rank), and per arm `warmup_seconds` in the record of round 0.
 
     Raises:
-        ConfigError: A length does not divide the tokens of a step, or exceeds the model's positions.
+        ConfigError: A length does not divide the tokens of a step, or exceeds the positions.
     """
     params = context.parse_params(StepTimeParams)
     plans = [_plan_arm(length, params, context.ranks) for length in params.sequence_tokens]
@@ -107,7 +107,7 @@ def _plan_arm(sequence_tokens: int, params: StepTimeParams, ranks: RankContext) 
 def _build_arms(
     label: str, run: RunConfig, plans: list[BatchPlan], context: ProbeContext
 ) -> list[Arm]:
-    """Build one engine for all lengths of a family: neither weights nor state depend on the length."""
+    """Build one engine for all lengths of a family: weights and state do not depend on them."""
     longest = max(plan.sequence_tokens for plan in plans)
     if longest > run.model.max_positions:
         raise ConfigError(

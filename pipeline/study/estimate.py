@@ -8,8 +8,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.study.plan import ProbeCell, TrainCell
 
 NOMINAL_FLOPS_PER_SECOND = 4.0e10
-"""Training FLOPs per second of one CPU rank with small fp32 models, as measured on one core; only the
-first expectation of a study uses it, later ones use the rate of its finished training cells."""
+"""Training FLOPs per second of one CPU rank with small fp32 models, as measured on one core; only
+the first expectation of a study uses it, later ones use the rate of its finished cells."""
 
 START_SECONDS = 6.0
 """Processes, process group and engine of one cell on one machine."""
@@ -51,7 +51,9 @@ def state_bytes_formula(num_parameters: int, zero_stage: int, world_size: int) -
 
     size = FP32_BYTES * num_parameters
     return StateFormula(
-        parameters=size / share(3), gradients=size / share(2), optimizer=ADAM_MOMENTS * size / share(1)
+        parameters=size / share(3),
+        gradients=size / share(2),
+        optimizer=ADAM_MOMENTS * size / share(1),
     )
 
 

@@ -1,6 +1,6 @@
-"""From a model family and a target size to the shape that has that many parameters, within a tolerance.
+"""From a model family and a target size to the shape that has that many parameters.
 
-The search is over whole widths; only where no width is close enough, the feed-forward width moves too.
+The search is over whole widths; only where none is close enough, the feed-forward width moves too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from pipeline.config.study import MatchConfig
 from pipeline.errors import ConfigError
 
 FEED_FORWARD_STEP = 8
-"""Feed-forward widths tried are multiples of this, so that rows stay aligned for the matrix products."""
+"""Feed-forward widths tried are multiples of this, so that rows stay aligned in memory."""
 
 _MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
@@ -82,7 +82,9 @@ def match_model(
 def _nearest(label: str, sizes: Iterator[MatchedSize], target: int) -> MatchedSize:
     found = list(sizes)
     if not found:
-        raise ConfigError(f"families.{label}: even the smallest width exceeds {target:,} parameters")
+        raise ConfigError(
+            f"families.{label}: even the smallest width exceeds {target:,} parameters"
+        )
     return min(found, key=lambda size: abs(size.error_fraction))
 
 

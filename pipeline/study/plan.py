@@ -1,4 +1,4 @@
-"""From a study config to its cells: what runs, under which name, at which world size and at what cost.
+"""From a study config to its cells: what runs, under which name and at which world size.
 
 A training cell is one family under one seed; a probe cell is one probe at one world size over all
 families. Names are stable, so that a study continued later finds its finished cells.
@@ -44,6 +44,9 @@ class ProbeCell:
     num_workers: int
 
 
+Cell = TrainCell | ProbeCell
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
     """All cells of a study, training first, in the order in which they run."""
@@ -57,15 +60,20 @@ class StudyPlan:
     probe_cells: tuple[ProbeCell, ...]
 
     @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells in the order in which they run."""
+        return (*self.train_cells, *self.probe_cells)
+
+    @property
     def num_cells(self) -> int:
         """Number of training and probe cells."""
-        return len(self.train_cells) + len(self.probe_cells)
+        return len(self.cells)
 
     def display_name(self, label: str) -> str:
         """Give the name of a family as a report prints it."""
         return DISPLAY_NAMES.get(label, label)
 
-    def run_dir(self, cell: TrainCell | ProbeCell) -> Path:
+    def run_dir(self, cell: Cell) -> Path:
         """Give the directory of a cell."""
         return self.directory / "runs" / cell.name
 
@@ -154,9 +162,7 @@ def _plan_training(study: StudyConfig, runs: Mapping[str, RunConfig]) -> tuple[T
             name = f"{label}-seed{seed}"
             named = run.model_copy(update={"name": name, "seed": seed})
             cells.append(
-                TrainCell(
-                    name=name, label=label, run=named, num_workers=study.cluster.num_workers
-                )
+                TrainCell(name=name, label=label, run=named, num_workers=study.cluster.num_workers)
             )
     return tuple(cells)
 
@@ -183,12 +189,12 @@ def _world_sizes(probe: ProbeConfig, study: StudyConfig) -> list[int]:
 
 
 def _check(plan: StudyPlan) -> None:
-    names = [cell.name for cell in (*plan.train_cells, *plan.probe_cells)]
+    names = [cell.name for cell in plan.cells]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(
-                f"two cells of the study are both named {name}; give each seed once, and each probe "
-                f"once per world size"
+                f"two cells of the study are both named {name}; give each seed once, and each "
+                f"probe once per world size"
             )
     for cell in plan.train_cells:
         plan_batches(cell.run.train, cell.num_workers)

@@ -20,7 +20,7 @@ class Baseline:
     """What a model without context reaches on the validation text."""
 
     unigram_entropy_nats: float
-    """Entropy of the validation tokens' own frequencies: no model that ignores context does better."""
+    """Entropy of the validation tokens' own frequencies: no model without context does better."""
     validation_tokens: int
     vocab_size: int
 
@@ -112,7 +112,5 @@ def _measure_baseline(runs: list[RunRecord]) -> Baseline | None:
 
 def _find_missing(plan: StudyPlan, finished: set[str], timeline: list[Step]) -> dict[str, str]:
     failures = list_failures(timeline)
-    names = [cell.name for cell in (*plan.train_cells, *plan.probe_cells)]
-    return {
-        name: failures.get(name, "it has not run") for name in names if name not in finished
-    }
+    names = [cell.name for cell in plan.cells]
+    return {name: failures.get(name, "it has not run") for name in names if name not in finished}

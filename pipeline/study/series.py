@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.study.estimate import StateFormula, state_bytes_formula
 from pipeline.study.fits import Estimate, Quartiles, estimate_mean, find_quartiles
 from pipeline.tracking.store import ProbeResult, RunRecord
@@ -53,6 +55,8 @@ class StepTimes:
     world_size: int
     step_seconds: list[float]
     """One per round, in the order of the rounds."""
+    warmup_seconds: float
+    """All untimed steps of this arm together."""
 
     @property
     def quartiles(self) -> Quartiles:
@@ -112,6 +116,17 @@ def loss_curve(record: RunRecord, kind: str) -> LossCurve:
     )
 
 
+def step_seconds_of(record: RunRecord) -> float | None:
+    """Give the seconds that the optimizer steps of a run took, or None where it kept no account."""
+    return record.result.goodput.get("step_seconds")
+
+
+def mean_positions(runs: Sequence[RunRecord]) -> list[float] | None:
+    """Give the validation loss at each position as the mean over runs; None where none has it."""
+    losses = [r.result.per_position_loss for r in runs if r.result.per_position_loss is not None]
+    return [float(value) for value in np.mean(losses, axis=0)] if losses else None
+
+
 def bin_positions(losses: Sequence[float]) -> list[PositionBin]:
     """Average a loss by position over bins that grow with the position.
 
@@ -148,6 +163,7 @@ def step_times(probes: Iterable[ProbeResult]) -> list[StepTimes]:
             tokens_per_step=records[0]["tokens_per_step"],
             world_size=world_size,
             step_seconds=[r["step_seconds"] for r in sorted(records, key=lambda r: r["round"])],
+            warmup_seconds=sum(r.get("warmup_seconds", 0.0) for r in records),
         )
         for (world_size, label, length), records in cells.items()
     ]

@@ -1,7 +1,7 @@
-"""What a study did and when: one JSON line per finished step, kept when the study is continued later.
+"""What a study did and when: one JSON line per finished step, kept when it is continued later.
 
-A step is preparing the data, one cell, or analysis and report. A skipped cell adds no line, so the sum
-over all lines is the time that the study took, however often it was interrupted.
+A step is preparing the data, one cell, or analysis and report. A skipped cell adds no line, so the
+sum over all lines is the time that the study took, however often it was interrupted.
 """
 
 import json

@@ -1,0 +1,147 @@
+"""From a study to its finished directory: data once, then every cell, then analysis and report.
+
+A cell that is finished already is left as it is; one that fails is listed and the others still run.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.config.load import dump_yaml
+from pipeline.config.schema import DataConfig
+from pipeline.config.study import StudyConfig
+from pipeline.data.shards import ShardManifest
+from pipeline.errors import PipelineError
+from pipeline.study.analyze import analyze
+from pipeline.study.cells import refuse_other_study, write_cell
+from pipeline.study.outcome import StudyResult
+from pipeline.study.plan import Cell, ProbeCell, StudyPlan, plan_study
+from pipeline.study.progress import Progress, StudyEvent, phase_of
+from pipeline.study.records import read_study
+from pipeline.study.report import write_report
+from pipeline.study.timeline import Outcome
+from pipeline.tracking.store import RESULT_FILE, Verdict, read_verdict, write_json_atomic
+
+STUDY_FILE = "study.yaml"
+
+
+class Launcher(Protocol):
+    """Runs all ranks of one run directory."""
+
+    def run(
+        self, run_dir: Path, *, num_workers: int, stop_after_steps: int | None = None
+    ) -> Verdict:
+        """Run to a verdict.
+
+        Raises:
+            LaunchError: A rank failed or was lost.
+        """
+        ...
+
+    def command(self, run_dir: Path, *, num_workers: int) -> list[str]:
+        """Give the command that runs the same ranks by hand."""
+        ...
+
+
+Prepare = Callable[[DataConfig], ShardManifest]
+Quiet = Callable[[], AbstractContextManager[None]]
+
+
+def run_study(
+    study: StudyConfig,
+    launcher: Launcher,
+    *,
+    prepare: Prepare,
+    on_event: Callable[[StudyEvent], None] = lambda event: None,
+    quiet: Quiet = nullcontext,
+) -> StudyResult:
+    """Run every cell that is not finished yet, then analyze and report.
+
+    Args:
+        study: The study; `output_dir` is absolute.
+        launcher: Runs the ranks of a cell.
+        prepare: Tokenizes the text, or finds it prepared.
+        on_event: Called when a step begins and ends.
+        quiet: Entered around probe cells; whatever else computes on the host should rest inside.
+
+    Returns:
+        The result; the caller fails unless its status is complete.
+
+    Raises:
+        ConfigError: The study contradicts itself, or its directory belongs to another study.
+        DataError: The text cannot be prepared.
+    """
+    plan = plan_study(study)
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    refuse_other_study(plan)
+    (plan.directory / RESULT_FILE).unlink(missing_ok=True)
+    (plan.directory / STUDY_FILE).write_text(dump_yaml(study), encoding="utf-8")
+    progress = Progress(plan, on_event)
+    manifests = _prepare_all(plan, prepare, progress)
+    stopped = False
+    for cell in plan.cells:
+        run_dir = write_cell(plan, cell, manifests)
+        if read_verdict(run_dir) == "complete":
+            progress.skip(cell)
+            continue
+        with quiet() if isinstance(cell, ProbeCell) else nullcontext():
+            stopped = _run_cell(launcher, cell, run_dir, progress) == "stopped"
+        if stopped:
+            break
+    progress.begin("report", None)
+    started = time.time()
+    result = report_study(plan.directory, stopped=stopped)
+    progress.end("report", None, started, "complete")
+    return result
+
+
+def report_study(study_dir: Path, *, stopped: bool = False) -> StudyResult:
+    """Analyze what a study directory holds, and write report and result.
+
+    Args:
+        study_dir: Directory of the study.
+        stopped: Whether the study ended on request before its last cell.
+
+    Raises:
+        ConfigError: The directory holds no study.
+        DataError: The prepared text is gone.
+        TrackingError: A result cannot be read.
+    """
+    records = read_study(study_dir)
+    result = analyze(records, stopped=stopped)
+    write_report(result, records)
+    write_json_atomic(study_dir / RESULT_FILE, asdict(result))
+    return result
+
+
+def _prepare_all(plan: StudyPlan, prepare: Prepare, progress: Progress) -> dict[str, ShardManifest]:
+    """Prepare the text of each family, once where families share it."""
+    progress.begin("prepare", None)
+    started = time.time()
+    by_data: dict[DataConfig, ShardManifest] = {}
+    manifests = {}
+    for label, run in plan.families.items():
+        if run.data not in by_data:
+            by_data[run.data] = prepare(run.data)
+        manifests[label] = by_data[run.data]
+    progress.end("prepare", None, started, "complete")
+    return manifests
+
+
+def _run_cell(launcher: Launcher, cell: Cell, run_dir: Path, progress: Progress) -> Outcome:
+    phase = phase_of(cell)
+    progress.begin(phase, cell)
+    started = time.time()
+    outcome: Outcome
+    try:
+        outcome = launcher.run(run_dir, num_workers=cell.num_workers)
+        reason = ""
+        if outcome == "complete" and read_verdict(run_dir) != "complete":
+            outcome, reason = "failed", "the ranks ended well but left no result.json"
+    except PipelineError as exc:
+        outcome, reason = "failed", str(exc)
+    progress.end(phase, cell, started, outcome, reason)
+    return outcome

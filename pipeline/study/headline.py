@@ -1,0 +1,193 @@
+"""From the numbers of a study to the sentences that state what was found, and what was not."""
+
+from collections.abc import Sequence
+
+from pipeline.study.fits import Estimate
+from pipeline.study.outcome import Comparison, FamilyResult
+from pipeline.study.records import StudyRecords
+from pipeline.study.series import StateBytes, StepTimes
+from pipeline.study.wording import (
+    say_bytes,
+    say_count,
+    say_estimate,
+    say_list,
+    say_number,
+    say_seconds,
+)
+
+NOISE_TEXT = "0.05 nats that equal runs differ by (Kaplan et al. 2020, appendix D.6)"
+
+
+def write_headline(
+    records: StudyRecords,
+    families: Sequence[FamilyResult],
+    comparisons: Sequence[Comparison],
+    times: Sequence[StepTimes],
+    states: Sequence[StateBytes],
+) -> list[str]:
+    """Write the findings, each a sentence or two with numbers, units, repeats and spread.
+
+    What was not measured is not mentioned.
+    """
+    names = {family.label: family.display_name for family in families}
+    sentences = []
+    for comparison in comparisons:
+        pair = (_find(families, comparison.label), _find(families, comparison.reference))
+        sentences.append(_say_loss(records, comparison, *pair))
+        sentences += _say_throughput(records, comparison, *pair)
+        sentences += _say_positions(comparison, *pair)
+    sentences += _say_step_time(families, comparisons, times, names)
+    sentences += _say_state(states, names)
+    return sentences
+
+
+def _find(families: Sequence[FamilyResult], label: str) -> FamilyResult:
+    return next(family for family in families if family.label == label)
+
+
+def _say_loss(
+    records: StudyRecords, comparison: Comparison, own: FamilyResult, reference: FamilyResult
+) -> str:
+    assert own.loss is not None
+    assert reference.loss is not None
+    result = records.runs_of(own.label)[0].result
+    num_seeds = comparison.loss_difference.num
+    seeds = "one seed each" if num_seeds == 1 else f"{num_seeds} seeds each"
+    sizes = (
+        f"{say_count(reference.non_embedding_parameters)} and "
+        f"{say_count(own.non_embedding_parameters)} non-embedding parameters"
+    )
+    losses = (
+        f"{reference.display_name} {say_estimate(reference.loss, 3)}, "
+        f"{own.display_name} {say_estimate(own.loss, 3)} nats/token"
+    )
+    difference = comparison.loss_difference
+    if comparison.is_tie:
+        verdict = (
+            f"The difference of {say_estimate(difference, 3)} is within the noise, about "
+            f"{NOISE_TEXT}: call it a tie."
+        )
+    else:
+        better = own if difference.value < 0 else reference
+        verdict = (
+            f"{better.display_name} is better by {say_number(abs(difference.value), 3)} nats, more "
+            f"than the {NOISE_TEXT}" + ("; one seed does not settle it." if num_seeds == 1 else ".")
+        )
+    return (
+        f"Loss. After {say_count(result.tokens)} training tokens, at {sizes}, the validation loss "
+        f"is {losses} ({seeds}). {verdict}"
+    )
+
+
+def _say_throughput(
+    records: StudyRecords, comparison: Comparison, own: FamilyResult, reference: FamilyResult
+) -> list[str]:
+    if comparison.throughput_ratio is None:
+        return []
+    assert own.tokens_per_second is not None
+    assert reference.tokens_per_second is not None
+    record = records.runs_of(own.label)[0]
+    ratio = comparison.throughput_ratio
+    faster, slower, factor = own, reference, ratio
+    if ratio < 1:
+        faster, slower, factor = reference, own, 1 / ratio
+    assert faster.tokens_per_second is not None
+    assert slower.tokens_per_second is not None
+    return [
+        f"Speed. Trained on {record.result.world_size} ranks at "
+        f"{record.config.train.sequence_tokens} tokens a sequence, {faster.display_name} processes "
+        f"{say_count(faster.tokens_per_second.value)} tokens/s and {slower.display_name} "
+        f"{say_count(slower.tokens_per_second.value)} (medians over the steps), a ratio of "
+        f"{factor:.2f}."
+    ]
+
+
+def _say_positions(comparison: Comparison, own: FamilyResult, reference: FamilyResult) -> list[str]:
+    slopes = (own.position_slope, reference.position_slope)
+    difference = comparison.position_slope_difference
+    if slopes[0] is None or slopes[1] is None or difference is None:
+        return []
+    if not difference.excludes_zero:
+        verdict = "the interval covers zero, so neither is seen to gain more from a longer context"
+    else:
+        gains_more = own if difference.value < 0 else reference
+        verdict = f"{gains_more.display_name} gains more from a longer context"
+    return [
+        f"Context. From position 16 on, each doubling of the context changes the loss by "
+        f"{say_estimate(slopes[1], 3)} nats for {reference.display_name} and "
+        f"{say_estimate(slopes[0], 3)} for {own.display_name}. On the same validation tokens the "
+        f"slopes differ by {say_estimate(difference, 3)}: {verdict}."
+    ]
+
+
+def _say_step_time(
+    families: Sequence[FamilyResult],
+    comparisons: Sequence[Comparison],
+    times: Sequence[StepTimes],
+    names: dict[str, str],
+) -> list[str]:
+    parts = []
+    for family in families:
+        own = sorted((t for t in times if t.label == family.label), key=_length)
+        if family.step_time_slope is None:
+            continue
+        first, last = own[0], own[-1]
+        parts.append(
+            f"from {say_seconds(first.quartiles.median)} to {say_seconds(last.quartiles.median)} "
+            f"for {family.display_name} (exponent {say_estimate(family.step_time_slope, 3)})"
+        )
+    if not parts:
+        return []
+    shortest, longest = min(times, key=_length), max(times, key=_length)
+    sentence = (
+        f"Sequence length. At {say_count(shortest.tokens_per_step)} tokens a step on "
+        f"{shortest.world_size} ranks, going from {shortest.sequence_tokens} to "
+        f"{longest.sequence_tokens} tokens a sequence takes the step {say_list(parts)}, medians of "
+        f"{len(shortest.step_seconds)} interleaved rounds."
+    )
+    return [" ".join([sentence, *_say_slope_differences(comparisons, names)])]
+
+
+def _say_slope_differences(comparisons: Sequence[Comparison], names: dict[str, str]) -> list[str]:
+    sentences = []
+    for comparison in comparisons:
+        difference = comparison.step_time_slope_difference
+        if difference is None:
+            continue
+        if not difference.excludes_zero:
+            sentences.append("The exponents do not differ beyond their interval.")
+            continue
+        steeper = comparison.label if difference.value > 0 else comparison.reference
+        sentences.append(
+            f"{names[steeper]} slows down more, by {_say_abs(difference)} in the exponent."
+        )
+    return sentences
+
+
+def _say_state(states: Sequence[StateBytes], names: dict[str, str]) -> list[str]:
+    if not states:
+        return []
+    world_size = max(state.world_size for state in states)
+    label = states[0].label
+    own = {s.zero_stage: s for s in states if s.label == label and s.world_size == world_size}
+    if not {0, 3} <= own.keys() or world_size == 1:
+        return []
+    saved = 1.0 - own[3].total / own[0].total
+    largest = max(states, key=lambda s: abs(s.excess_fraction))
+    return [
+        f"Memory. With {world_size} ranks, ZeRO stage 3 holds {say_bytes(own[3].total)} of model "
+        f"state a rank where stage 0 holds {say_bytes(own[0].total)} ({names[label]}), "
+        f"{saved:.0%} less. The largest difference from the formula is "
+        f"{say_number(100 * largest.excess_fraction, 1)}%, at stage {largest.zero_stage} on "
+        f"{largest.world_size} rank{'s' if largest.world_size > 1 else ''}."
+    ]
+
+
+def _length(times: StepTimes) -> int:
+    return times.sequence_tokens
+
+
+def _say_abs(estimate: Estimate) -> str:
+    reach = estimate.half_width
+    text = say_number(abs(estimate.value), 3)
+    return text if reach is None else f"{text} \N{PLUS-MINUS SIGN} {reach:.3f}"
