@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pipeline.config.schema import DataConfig
 from pipeline.data.assembly import build_manifest, list_differences, npy_bytes, summarise
 from pipeline.data.indexed import token_dtype
-from pipeline.data.plan import fingerprint, plan_recipe
+from pipeline.data.plan import fingerprint, plan_options, plan_recipe
 from pipeline.data.shard_writer import ShardJob, SplitResult, is_validation, make_shards
 from pipeline.data.shards import (
     MANIFEST_NAME,
@@ -47,6 +47,9 @@ OBJECT_STORE_BYTES = 200 << 20
 LONGEST_RAY_DIR = 30
 """Ray puts Unix sockets 75 characters below its directory, and their paths may have 107."""
 
+RAY_EXIT_SECONDS = 5.0
+"""Ray's processes write their last log lines after shutdown has returned."""
+
 OnEvent = Callable[[str], None]
 
 
@@ -67,7 +70,7 @@ def prepare(data: DataConfig, on_event: OnEvent = lambda line: None) -> ShardMan
     """
     source = build_source(data.source)
     if data.prepared_dir is not None:
-        return _use_prepared(data, data.prepared_dir, source)
+        return _use_prepared(data, data.prepared_dir, source, on_event)
     if data.output_dir is None:
         raise ConfigError("data.output_dir is not set: name a directory for the prepared shards")
     recipe = plan_recipe(data, source)
@@ -100,7 +103,7 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
     elif address and address != "local":
         # Inside a Ray job the job's own environment brings the package, and Ray refuses a second.
         in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        environment = {} if in_job else {"env_vars": {"PYTHONPATH": package_root}}
+        environment = None if in_job else {"env_vars": {"PYTHONPATH": package_root}}
         ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
         try:
             yield
@@ -143,6 +146,8 @@ def run_tasks(splits: list[Split], job: ShardJob) -> Iterator[SplitResult]:
             return {"result": make_shards(row["split"], job), "error": None}
         except DataError as exc:
             return {"result": None, "error": str(exc)}
+        except OSError as exc:
+            return {"result": None, "error": f"cannot write to {job.directory}: {exc}"}
 
     rows = [{"split": split} for split in splits]
     try:
@@ -163,12 +168,13 @@ def _prepare_afresh(
     if directory.exists():
         on_event(f"removing the unfinished {directory}")
         shutil.rmtree(directory)
-    directory.mkdir(parents=True)
     try:
+        directory.mkdir(parents=True)
         splits = source.splits()
         tokenizer = _make_tokenizer(data, source, splits, on_event)
-        choice = choose_encoder(tokenizer.tokenizer_json, first_texts(source, splits))
-        on_event(choice.message)
+        choice = choose_encoder(tokenizer, first_texts(source, splits))
+        for message in choice.messages:
+            on_event(message)
         write_atomic(directory / TOKENIZER_NAME, tokenizer.tokenizer_json.encode())
         write_atomic(directory / TOKEN_BYTES_NAME, npy_bytes(tokenizer.token_bytes))
         job = ShardJob(
@@ -185,6 +191,9 @@ def _prepare_afresh(
         for name in get_args(SplitName):
             ShardSet(manifest, name)
         write_manifest(manifest)
+    except OSError as exc:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise DataError(f"cannot write to {directory}: {exc.strerror or exc}") from exc
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -246,9 +255,16 @@ def _reuse(directory: Path, recipe: dict[str, Any], on_event: OnEvent) -> ShardM
     return manifest
 
 
-def _use_prepared(data: DataConfig, directory: Path, source: Source) -> ShardManifest:
+def _use_prepared(
+    data: DataConfig, directory: Path, source: Source, on_event: OnEvent
+) -> ShardManifest:
     manifest = load_manifest(directory)
-    recipe = plan_recipe(data, source)
+    try:
+        recipe = plan_recipe(data, source)
+    except DataError as exc:
+        # Shards outlive their source: a run may resume where the text has never been.
+        on_event(f"the text of {directory} is not compared: {exc}")
+        recipe = {**plan_options(data), "contents": manifest.recipe["contents"]}
     if manifest.recipe != recipe:
         differences = list_differences(manifest.recipe, recipe)
         raise DataError(
@@ -302,7 +318,9 @@ def _ray_directory() -> Iterator[str]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        deadline = time.monotonic() + RAY_EXIT_SECONDS
+        while os.path.exists(directory) and time.monotonic() < deadline:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

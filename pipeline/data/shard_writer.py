@@ -183,7 +183,7 @@ class _Sorter:
         waiting: dict[SplitName, list[str]] = {name: [] for name in get_args(SplitName)}
         characters = dict.fromkeys(waiting, 0)
         for document in documents:
-            if not document.text.strip():
+            if not document.text or document.text.isspace():
                 self.dropped["empty"] += 1
                 continue
             fraction = hash_fraction(document.id)

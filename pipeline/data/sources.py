@@ -7,7 +7,7 @@ the source alone, so that shards do not depend on the machine.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -242,20 +242,20 @@ def build_source(config: SourceConfig) -> Source:
 
 
 def sample_documents(source: Source, splits: list[Split]) -> Iterator[Document]:
-    """Yield the first documents of every split, to train a tokenizer on."""
+    """Yield the beginning of every split, to train a tokenizer on."""
     for split in splits:
         yield from _head(source.read(split), TRAINING_CHARACTERS // len(splits))
 
 
 def first_texts(source: Source, splits: list[Split]) -> list[str]:
-    """Give the first documents of a source, to compare encoders on."""
+    """Give the beginning of a source, to compare encoders on."""
     documents = chain.from_iterable(map(source.read, splits))
     return [document.text for document in _head(documents, CHECKED_CHARACTERS)]
 
 
 def _head(documents: Iterable[Document], num_characters: int) -> Iterator[Document]:
     for document in documents:
-        yield document
+        yield replace(document, text=document.text[:num_characters])
         num_characters -= len(document.text)
         if num_characters <= 0:
             return

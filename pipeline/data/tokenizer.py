@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +41,6 @@ PROBES = (
 )
 """Strings on which encoders that only nearly agree have been seen to differ."""
 
-ENCODERS = ("fastokens", "tokenizers")
 BYTE_FALLBACK = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 UInt32Array = npt.NDArray[np.uint32]
@@ -95,7 +95,7 @@ class EncoderChoice:
 
     name: str
     version: str
-    message: str
+    messages: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,32 +150,43 @@ def load_tokenizer(path: Path, end_of_document: str) -> TokenizerFacts:
     return _facts(_parse(text, str(path)), end_of_document, str(path))
 
 
+@lru_cache(maxsize=1)
 def build_encoder(name: str, tokenizer_json: str) -> Encoder:
-    """Build an encoder by the name that a manifest records."""
+    """Build an encoder by the name that a manifest records; a worker keeps it for its next task."""
     return FastEncoder(tokenizer_json) if name == "fastokens" else ReferenceEncoder(tokenizer_json)
 
 
-def choose_encoder(tokenizer_json: str, texts: Sequence[str]) -> EncoderChoice:
+def choose_encoder(tokenizer: TokenizerFacts, texts: Sequence[str]) -> EncoderChoice:
     """Take the fast encoder if it gives the ids of the reference, else the reference.
 
     Args:
-        tokenizer_json: The tokenizer.
+        tokenizer: The tokenizer.
         texts: First documents of the source.
     """
-    reference_version = version("tokenizers")
-    reason = _difference(tokenizer_json, [*PROBES, *texts])
-    if reason is not None:
-        message = f"encoder tokenizers {reference_version}: {reason}"
-        return EncoderChoice(name="tokenizers", version=reference_version, message=message)
-    fast_version = version("fastokens")
-    message = (
-        f"encoder fastokens {fast_version}: same ids as tokenizers {reference_version} "
-        f"on {len(PROBES)} probes and {len(texts)} documents"
-    )
-    return EncoderChoice(name="fastokens", version=fast_version, message=message)
+    name = "tokenizers"
+    ids, offsets = ReferenceEncoder(tokenizer.tokenizer_json).encode([*PROBES, *texts])
+    reason = _difference(tokenizer.tokenizer_json, [*PROBES, *texts], ids, offsets)
+    message = f"encoder tokenizers {version(name)}: {reason}"
+    if reason is None:
+        name = "fastokens"
+        message = (
+            f"encoder fastokens {version(name)}: same ids as tokenizers {version('tokenizers')} "
+            f"on {len(PROBES)} probes and {len(texts)} documents"
+        )
+    messages = [message]
+    num_bytes = sum(len(text.encode()) for text in texts)
+    num_token_bytes = int(tokenizer.token_bytes[ids[offsets[len(PROBES)] :]].sum(dtype=np.int64))
+    if num_token_bytes != num_bytes:
+        messages.append(
+            f"this tokenizer changes text: its tokens stand for {num_token_bytes:,} bytes where "
+            f"the first documents have {num_bytes:,}; bits per byte counts the bytes of the tokens"
+        )
+    return EncoderChoice(name=name, version=version(name), messages=messages)
 
 
-def _difference(tokenizer_json: str, texts: list[str]) -> str | None:
+def _difference(
+    tokenizer_json: str, texts: list[str], expected_ids: UInt32Array, expected_offsets: Int64Array
+) -> str | None:
     """Say why the fast encoder cannot be used, or None when it can."""
     try:
         fast = FastEncoder(tokenizer_json)
@@ -183,7 +194,6 @@ def _difference(tokenizer_json: str, texts: list[str]) -> str | None:
         return "fastokens is not installed"
     except (ValueError, RuntimeError, NotImplementedError) as exc:
         return f"fastokens cannot read this tokenizer ({exc})"
-    expected_ids, expected_offsets = ReferenceEncoder(tokenizer_json).encode(texts)
     ids, offsets = fast.encode(texts)
     if np.array_equal(ids, expected_ids) and np.array_equal(offsets, expected_offsets):
         return None
