@@ -1,4 +1,4 @@
-"""Model configs and what follows from them by arithmetic: parameters, FLOPs and state bytes.
+"""Model configs and what follows from them by arithmetic: parameters and FLOPs.
 
 Symbols: `d` width, `h` LSTM hidden width, `L` depth, `T` sequence tokens, `V` vocabulary,
 `f` feed-forward width.

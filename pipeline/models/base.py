@@ -15,8 +15,8 @@ from pipeline.models.attention import INIT_STD
 from pipeline.models.loss import token_losses
 
 NORM_EPSILON = 1e-5
-"""Added to the mean square. Stated, as torch's default for RMSNorm follows the input's type: in
-bf16 it would be 0.008, twenty times the mean square of a fresh embedding."""
+"""Added to the mean square. Stated, because torch's own default differs between the two kinds.
+Source: Touvron et al. 2023, released code."""
 
 INITIAL_LOGIT_STD = 0.2
 """Largest standard deviation of the logits at the start. The loss then starts about 0.2^2 / 2 nats
