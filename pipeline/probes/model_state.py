@@ -57,7 +57,7 @@ def _at_stage(run: RunConfig, stage: int) -> RunConfig:
 def _measure(run: RunConfig, context: ProbeContext) -> list[dict[str, Any]]:
     ranks = context.ranks
     manifest = load_prepared(run)
-    model = build_model(run.model, run.model.vocab_size or manifest.vocab_size, run.seed)
+    model = build_model(run.model, manifest.vocab_size, run.seed)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     plan = plan_batches(run.train, ranks.world_size)
     engine = build_engine(model, run, plan, ranks)

@@ -116,7 +116,7 @@ def _build_arms(
         )
     context.on_event(f"build {label}")
     manifest = load_prepared(run)
-    model = build_model(run.model, run.model.vocab_size or manifest.vocab_size, run.seed)
+    model = build_model(run.model, manifest.vocab_size, run.seed)
     engine = build_engine(model, run, plans[0], context.ranks)
     shards = ShardSet(manifest, "train")
     return [
