@@ -3,9 +3,10 @@
 import glob
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +67,18 @@ def nvidia_device_is_present(dev: Path = Path("/dev")) -> bool:
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "visible").strip() in ("", "-1"):
         return False
-    return bool(glob.glob(str(dev / "nvidia[0-9]*"))) or shutil.which("nvidia-smi") is not None
+    return bool(glob.glob(str(dev / "nvidia[0-9]*"))) or _nvidia_smi_lists_a_device()
+
+
+def _nvidia_smi_lists_a_device() -> bool:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return False
+    try:
+        listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return False
+    return any(line.startswith("GPU") for line in listed.stdout.splitlines())
 
 
 def _unusable_message(accelerator: str) -> str:
@@ -80,6 +92,16 @@ def _unusable_message(accelerator: str) -> str:
         "Install the torch wheel that matches the driver (https://pytorch.org/get-started/locally/)"
         ", or ask for the CPU with accelerator=cpu or CUDA_VISIBLE_DEVICES=-1"
     )
+
+
+def device_kind(device: torch.device) -> Literal["cpu", "cuda"]:
+    """Name what a device is in the words of the cluster config."""
+    return "cuda" if device.type == "cuda" else "cpu"
+
+
+def device_name(device: torch.device) -> str:
+    """Give the name of a device for people."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def check_precision(precision: str, family: str, device: torch.device) -> None:

@@ -1,0 +1,89 @@
+"""From what happens in an attempt to its event logs: one of the run, and one a host.
+
+Rank 0 writes `events.jsonl`; the first rank of every host writes the host's own load to
+`events.<host>.jsonl`, so that hosts never append to one file. All methods are collective where they
+say so; on other ranks they write nothing.
+"""
+
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.config.load import config_hash
+from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.tracking.events import Event, EventKind, EventWriter, next_attempt, read_events
+from pipeline.training.distributed import RankContext, gather_json
+from pipeline.training.meters import HostMonitor
+
+EVENTS = "events.jsonl"
+
+
+class Journal:
+    """Writes the events of one attempt; use it as a context manager."""
+
+    def __init__(self, run_dir: Path, run: RunConfig, ranks: RankContext) -> None:
+        """Number the attempt and open the logs; collective.
+
+        Args:
+            run_dir: The run directory.
+            run: Its config.
+            ranks: This rank among the others.
+
+        Raises:
+            ConfigError: The log tells of attempts with another config.
+        """
+        earlier = read_events(run_dir / EVENTS)
+        _check_same_config(earlier, run, run_dir)
+        found = [next_attempt(run_dir / EVENTS), _seconds_so_far(earlier)]
+        self.attempt, self.seconds_before = gather_json(found, ranks)[0]
+        """Number of this attempt from 1, and wall time of the earlier ones in seconds."""
+        host = socket.gethostname()
+        is_first = gather_json(host, ranks).index(host) == ranks.rank
+        self._monitor = HostMonitor() if is_first else None
+        self._stack = ExitStack()
+        self._run_log: EventWriter | None = None
+        self._host_log: EventWriter | None = None
+        if ranks.rank == 0:
+            self._run_log = self._stack.enter_context(EventWriter(run_dir / EVENTS, self.attempt))
+        if is_first:
+            path = run_dir / f"events.{host}.jsonl"
+            self._host_log = self._stack.enter_context(EventWriter(path, self.attempt))
+
+    def write(self, kind: EventKind, step: int, values: Mapping[str, Any]) -> None:
+        """Append an event to the run's log, on rank 0."""
+        if self._run_log is not None:
+            self._run_log.write(kind, step, values)
+
+    def write_host(self, step: int) -> None:
+        """Append this host's load to its log, on its first rank."""
+        if self._host_log is not None and self._monitor is not None:
+            self._host_log.write("system", step, self._monitor.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+
+def _check_same_config(earlier: list[Event], run: RunConfig, run_dir: Path) -> None:
+    hashes = {e.values["config_hash"] for e in earlier if "config_hash" in e.values}
+    if hashes - {config_hash(run)}:
+        raise ConfigError(
+            f"{run_dir} holds a run of another config than its run.yaml; "
+            "give the changed run a name of its own"
+        )
+
+
+def _seconds_so_far(earlier: list[Event]) -> float:
+    seconds = [e.metrics["progress/seconds"] for e in earlier if "progress/seconds" in e.metrics]
+    return max(seconds, default=0.0)

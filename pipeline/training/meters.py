@@ -1,0 +1,164 @@
+"""From the timings of single steps to throughput, their spread, and where the wall time went."""
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from pipeline.training.engine import StepOutcome
+
+WARMUP_STEPS = 3
+"""First steps of an attempt that no median counts: ZeRO 3 records its order of gathers in the
+first, the optimizer's state comes into being, and allocators and caches fill."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTiming:
+    """Seconds of one optimizer step on this rank, and its tokens over all ranks."""
+
+    step_seconds: float
+    """From before the loader to after the update and the ranks' agreement."""
+    data_wait_seconds: float
+    forward_seconds: float
+    backward_seconds: float
+    optimizer_seconds: float
+    slowest_rank_ratio: float
+    """Largest over mean time of the ranks in loader and forward passes, where none waits for
+    another but under ZeRO 3."""
+    num_tokens: int
+
+
+def busy_seconds(outcome: StepOutcome, data_wait_seconds: float) -> float:
+    """Give the part of a step in which a rank does not wait for the others."""
+    return data_wait_seconds + outcome.forward_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A median with its number of measurements and interquartile range."""
+
+    value: float
+    num: int
+    spread: float | None
+
+
+def median_and_spread(values: Sequence[float]) -> Spread:
+    """Summarise measurements; the interquartile range of a single one is absent."""
+    if len(values) < 2:
+        return Spread(value=values[0], num=1, spread=None)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(value=middle, num=len(values), spread=high - low)
+
+
+class StepMeter:
+    """Keeps the timings of the steps of one attempt."""
+
+    def __init__(self, world_size: int, flops_per_token: float, peak_flops: float | None) -> None:
+        """Start without steps.
+
+        Args:
+            world_size: Number of ranks.
+            flops_per_token: Training FLOPs of one token, by the closed form.
+            peak_flops: FLOPs per second that one rank's device can do; None where unknown.
+        """
+        self._world_size = world_size
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._timings: list[StepTiming] = []
+        self._logged = 0
+
+    def add(self, timing: StepTiming) -> None:
+        """Keep the timing of a step."""
+        self._timings.append(timing)
+
+    def window(self) -> dict[str, float]:
+        """Give the medians of the steps since the last call, for a training event.
+
+        The first window starts after the warm-up, unless it holds nothing else.
+        """
+        fresh = self._timings[self._logged :]
+        warm = self._timings[max(self._logged, WARMUP_STEPS) :]
+        self._logged = len(self._timings)
+        return {name: spread.value for name, spread in self._summarise(warm or fresh).items()}
+
+    def summary(self) -> dict[str, Spread]:
+        """Give the medians over all steps after the warm-up; empty when there are none."""
+        return self._summarise(self._timings[WARMUP_STEPS:])
+
+    def total_seconds(self, field: str) -> float:
+        """Sum one field over all steps of the attempt, warm-up included."""
+        return float(sum(getattr(timing, field) for timing in self._timings))
+
+    def _summarise(self, timings: Sequence[StepTiming]) -> dict[str, Spread]:
+        if not timings:
+            return {}
+        rates = [t.num_tokens / t.step_seconds for t in timings]
+        columns = {
+            "perf/tokens_per_second": rates,
+            "perf/tokens_per_second_per_worker": [rate / self._world_size for rate in rates],
+            "perf/step_seconds": [t.step_seconds for t in timings],
+            "perf/forward_seconds": [t.forward_seconds for t in timings],
+            "perf/backward_seconds": [t.backward_seconds for t in timings],
+            "perf/optimizer_seconds": [t.optimizer_seconds for t in timings],
+            "perf/data_wait_seconds": [t.data_wait_seconds for t in timings],
+            "perf/slowest_rank_ratio": [t.slowest_rank_ratio for t in timings],
+        }
+        if self._peak_flops is not None:
+            peak = self._peak_flops * self._world_size
+            columns["perf/mfu_fraction"] = [rate * self._flops_per_token / peak for rate in rates]
+        return {name: median_and_spread(values) for name, values in columns.items()}
+
+
+class WallClock:
+    """Adds up the wall time of an attempt by what it went into."""
+
+    def __init__(self) -> None:
+        """Start the attempt now."""
+        self._begin = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's wall time as `name`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - begin
+            self._phases[name] = self._phases.get(name, 0.0) + spent
+
+    def mark_start(self) -> None:
+        """Count the wall time so far, but for the phases in it, as `startup`."""
+        self._phases["startup"] = self.seconds - sum(self._phases.values())
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the attempt so far."""
+        return time.perf_counter() - self._begin
+
+    def spent(self) -> dict[str, float]:
+        """Give the seconds of each phase, `other` for the rest, and `wall`, their sum."""
+        wall = self.seconds
+        other = wall - sum(self._phases.values())
+        return {**self._phases, "other": max(0.0, other), "wall": wall}
+
+
+class HostMonitor:
+    """Measures the host that this process runs on."""
+
+    def __init__(self) -> None:
+        """Start the interval of the first measurement."""
+        psutil.cpu_percent(interval=None)
+
+    def values(self) -> dict[str, float]:
+        """Give processor load since the last call, and memory, of the whole host."""
+        memory = psutil.virtual_memory()
+        return {
+            "system/cpu_fraction": psutil.cpu_percent(interval=None) / 100.0,
+            "system/memory_available_bytes": float(memory.available),
+            "memory_used_bytes": float(memory.used),
+            "load_average": psutil.getloadavg()[0],
+        }

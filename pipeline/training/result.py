@@ -1,0 +1,212 @@
+"""How an attempt begins, and how it ends: `result.json` when complete, else `stopped.json`."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.load import config_hash
+from pipeline.config.schema import RunConfig
+from pipeline.data.shards import ShardManifest
+from pipeline.errors import ConfigError
+from pipeline.tracking.environment import ENVIRONMENT_FILE, write_environment
+from pipeline.tracking.events import read_events
+from pipeline.tracking.store import (
+    RESULT_FILE,
+    MetricValue,
+    NumParameters,
+    RankStateBytes,
+    RunResult,
+    clear_stopped,
+    measured,
+    read_result,
+    write_result,
+    write_stopped,
+)
+from pipeline.training.checkpoint import TrainState
+from pipeline.training.device import device_name, peak_memory
+from pipeline.training.distributed import barrier, gather_json
+from pipeline.training.evaluation import EvalOutcome
+from pipeline.training.journal import EVENTS
+from pipeline.training.loop import Training, evaluate
+
+
+def finished_result(run_dir: Path, run: RunConfig) -> RunResult | None:
+    """Give the result of a run that is complete already; None if it is not.
+
+    Raises:
+        ConfigError: The result was written by another config.
+    """
+    if not (run_dir / RESULT_FILE).exists():
+        return None
+    result = read_result(run_dir)
+    if result.config_hash != config_hash(run):
+        raise ConfigError(
+            f"{run_dir / RESULT_FILE} was written by another config than its run.yaml; "
+            "give the changed run a name of its own"
+        )
+    return result
+
+
+def begin(
+    run_dir: Path, training: Training, manifest: ShardManifest, resident_bytes: int
+) -> TrainState:
+    """Restore the newest intact checkpoint, if there is one, and write the first event.
+
+    Args:
+        run_dir: The run directory.
+        training: What will train.
+        manifest: The shards it reads.
+        resident_bytes: Memory of this rank before anything was built.
+
+    Returns:
+        Where the run stands.
+    """
+    run, ranks = training.run, training.ranks
+    passed_over: list[str] = []
+    with training.clock.phase("restore"):
+        restored = training.checkpointer.restore(training.engine, passed_over.append)
+    state = restored or TrainState()
+    training.loader.load_state(state.loader)
+    values = {
+        "config_hash": config_hash(run),
+        "data_fingerprint": manifest.fingerprint,
+        "world_size": ranks.world_size,
+        "zero_stage": run.zero.stage,
+        "precision": run.precision,
+        "resident_bytes_before": resident_bytes,
+        "passed_over": passed_over,
+    }
+    if ranks.rank == 0:
+        clear_stopped(run_dir)
+        write_environment(run_dir, {"device": device_name(ranks.device)})
+    training.journal.write("resume" if restored else "start", state.step, values)
+    training.clock.mark_start()
+    return state
+
+
+def end_early(run_dir: Path, training: Training, state: TrainState, reason: str) -> None:
+    """Write `stopped.json` on rank 0, once the checkpoint stands; every rank waits for it."""
+    if training.ranks.rank == 0:
+        training.journal.write("stop", state.step, {"reason": reason})
+        write_stopped(run_dir, state.step, reason)
+    barrier(training.ranks)
+
+
+def finish(
+    run_dir: Path,
+    training: Training,
+    state: TrainState,
+    manifest: ShardManifest,
+) -> RunResult:
+    """Score the model and write `result.json` on rank 0 as the last thing of a run.
+
+    Args:
+        run_dir: The run directory.
+        training: What trained.
+        state: Where the run ended.
+        manifest: The shards it read.
+
+    Returns:
+        The content of the file, on every rank.
+    """
+    ranks = training.ranks
+    final = evaluate(training, state)
+    state_bytes = gather_json(asdict(training.engine.state_bytes()), ranks)
+    memory = gather_json(peak_memory(ranks.device), ranks)
+    metrics = _metrics(training, state, final, state_bytes, memory)
+    written: Any = None
+    if ranks.rank == 0:
+        values = {name: metric.value for name, metric in metrics.items()}
+        training.journal.write("finish", state.step, values)
+        facts = {
+            "metrics": metrics,
+            "per_position_loss": final.per_position_loss,
+            "model_state_bytes": [RankStateBytes(**rank) for rank in state_bytes],
+            "goodput": {f"{k}_seconds": v for k, v in _spent(training).items()},
+        }
+        result = _build_result(run_dir, training, state, manifest, facts)
+        write_result(run_dir, result)
+        written = result.model_dump(mode="json", exclude_none=True)
+    return RunResult.model_validate(gather_json(written, ranks)[0])
+
+
+def _spent(training: Training) -> dict[str, float]:
+    """Split this attempt's wall time; loader and steps come from the meter."""
+    spent = training.clock.spent()
+    waiting = training.meter.total_seconds("data_wait_seconds")
+    steps = training.meter.total_seconds("step_seconds") - waiting
+    other = max(0.0, spent["other"] - steps - waiting)
+    return {**spent, "train": steps, "data_wait": waiting, "other": other}
+
+
+def _metrics(
+    training: Training,
+    state: TrainState,
+    final: EvalOutcome,
+    state_bytes: list[dict[str, int]],
+    memory: list[dict[str, float]],
+) -> dict[str, MetricValue]:
+    ranks = training.ranks
+    tokens = state.step * training.run.train.global_batch_tokens
+    spent = _spent(training)
+    values: dict[str, float] = {
+        "progress/tokens": tokens,
+        "progress/flops": tokens * training.flops_per_token,
+        "progress/seconds": training.journal.seconds_before + spent["wall"],
+        "progress/attempt": training.journal.attempt,
+        "perf/goodput_fraction": spent["train"] / spent["wall"],
+    }
+    metrics = {name: measured(name, value) for name, value in values.items()}
+    for name, value in final.metrics.items():
+        metrics[name] = measured(name, value, num=final.num_tokens)
+    for name, spread in training.meter.summary().items():
+        metrics[name] = measured(name, spread.value, num=spread.num, spread=spread.spread)
+    for name in memory[0]:
+        metrics[name] = measured(name, max(rank[name] for rank in memory), num=ranks.world_size)
+    name = "memory/model_state_bytes"
+    largest = max(sum(rank.values()) for rank in state_bytes)
+    metrics[name] = measured(name, largest, num=ranks.world_size)
+    return metrics
+
+
+def _build_result(
+    run_dir: Path,
+    training: Training,
+    state: TrainState,
+    manifest: ShardManifest,
+    facts: dict[str, Any],
+) -> RunResult:
+    run, ranks = training.run, training.ranks
+    environment = json.loads((run_dir / ENVIRONMENT_FILE).read_bytes())
+    counted = run.model.num_parameters(run.model.resolved_vocab_size(manifest.vocab_size))
+    events = read_events(run_dir / EVENTS)
+    return RunResult(
+        run=run.name,
+        study=study_name(run_dir),
+        family=run.model.family,
+        config_hash=config_hash(run),
+        data_fingerprint=manifest.fingerprint,
+        git_commit=environment.get("git_commit"),
+        seed=run.seed,
+        world_size=ranks.world_size,
+        zero_stage=run.zero.stage,
+        precision=run.precision,
+        num_parameters=NumParameters(**asdict(counted)),
+        flops_per_token=training.flops_per_token,
+        steps=state.step,
+        tokens=state.step * run.train.global_batch_tokens,
+        attempts=training.journal.attempt,
+        environment=environment,
+        started=events[0].time_unix_seconds,
+        ended=time.time(),
+        **facts,
+    )
+
+
+def study_name(run_dir: Path) -> str | None:
+    """Name the study whose cell a run directory is: `<study>/runs/<cell>`; None otherwise."""
+    study_dir = run_dir.parent.parent
+    is_cell = run_dir.parent.name == "runs" and (study_dir / "study.yaml").is_file()
+    return study_dir.name if is_cell else None

@@ -1,0 +1,92 @@
+"""From a run directory to a trained model and its result: what every rank of a run does."""
+
+import os
+from pathlib import Path
+
+from pipeline.config.cluster import check_run_on_cluster
+from pipeline.config.load import read_run
+from pipeline.config.schema import RunConfig
+from pipeline.data.loader import TokenLoader
+from pipeline.data.shards import ShardManifest, ShardSet, load_manifest, load_token_bytes
+from pipeline.errors import DataError
+from pipeline.models import build_model
+from pipeline.tracking.store import RunResult
+from pipeline.training.checkpoint import Checkpointer
+from pipeline.training.device import device_kind, peak_flops, reset_peak_memory
+from pipeline.training.distributed import start_distributed, stop_distributed
+from pipeline.training.engine import build_engine
+from pipeline.training.evaluation import build_evaluator
+from pipeline.training.journal import Journal
+from pipeline.training.loop import Training, fit, save
+from pipeline.training.meters import StepMeter, WallClock
+from pipeline.training.result import begin, end_early, finish, finished_result
+from pipeline.training.stopping import StopWatch
+
+
+def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | None:
+    """Train the run of a directory from its start or its newest checkpoint; called on every rank.
+
+    Args:
+        run_dir: Holds `run.yaml`; takes events, checkpoints and the result.
+        stop_after_steps: Stop with a checkpoint once this many steps of the run are done.
+
+    Returns:
+        What `result.json` holds; None if the ranks agreed to stop before the end.
+
+    Raises:
+        ConfigError: The config contradicts itself, the device, or what the directory holds.
+        DataError: The shards are not prepared, or too small.
+        CheckpointError: A checkpoint cannot be written, or none of those there is intact.
+        TrainingDiverged: Too many steps in a row were not finite.
+        LaunchError: The process group or the device cannot be used.
+    """
+    run = read_run(run_dir)
+    if (result := finished_result(run_dir, run)) is not None:
+        return result
+    clock = WallClock()
+    ranks = start_distributed(os.environ.get("DS_ACCELERATOR", "auto"))
+    try:
+        resident_bytes = reset_peak_memory(ranks.device)
+        plan = check_run_on_cluster(run, ranks.world_size, device_kind(ranks.device))
+        manifest = load_prepared(run, run_dir)
+        token_bytes = load_token_bytes(manifest.directory)
+        loader = TokenLoader(ShardSet(manifest, "train"), plan, ranks.rank, run.seed)
+        evaluator = build_evaluator(run, ShardSet(manifest, "validation"), token_bytes, ranks)
+        model = build_model(run.model, manifest.vocab_size, run.seed)
+        checkpointer = Checkpointer(run_dir, run, manifest.fingerprint, model, ranks)
+        engine = build_engine(model, run, plan, ranks)
+        vocab_size = run.model.resolved_vocab_size(manifest.vocab_size)
+        flops_per_token = run.model.flops_per_token(vocab_size, run.train.sequence_tokens)
+        meter = StepMeter(
+            ranks.world_size, flops_per_token, peak_flops(ranks.device, run.precision)
+        )
+        with Journal(run_dir, run, ranks) as journal:
+            training = Training(
+                run=run, ranks=ranks, engine=engine, loader=loader, evaluator=evaluator,
+                checkpointer=checkpointer, journal=journal, meter=meter, clock=clock,
+                token_bytes=token_bytes, flops_per_token=flops_per_token,
+            )  # fmt: skip
+            state = begin(run_dir, training, manifest, resident_bytes)
+            with StopWatch(run_dir, ranks.rank, stop_after_steps) as stop:
+                state, reason = fit(training, state, stop)
+            save(training, state)
+            if reason is not None:
+                end_early(run_dir, training, state, reason)
+                return None
+            return finish(run_dir, training, state, manifest)
+    finally:
+        stop_distributed(ranks)
+
+
+def load_prepared(run: RunConfig, run_dir: Path) -> ShardManifest:
+    """Load the manifest of the shards that a resolved run names.
+
+    Raises:
+        DataError: The run names none, or they are not there; the message has the command to run.
+    """
+    if run.data.prepared_dir is None:
+        raise DataError(
+            f"{run_dir / 'run.yaml'} names no prepared data: run `python -m launch prepare RUN` "
+            "and set data.prepared_dir to the directory it prints"
+        )
+    return load_manifest(run.data.prepared_dir)
