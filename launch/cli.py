@@ -4,9 +4,8 @@ Nothing heavy is loaded here: a verb loads what it needs when it runs, so that h
 the refusal of a wrong config come at once.
 """
 
-import signal
 import sys
-from types import FrameType
+from collections.abc import Sequence
 
 import typer
 
@@ -14,7 +13,6 @@ from launch import verbs_cluster, verbs_data, verbs_run, verbs_study, verbs_trac
 from pipeline.errors import PipelineError
 
 app = typer.Typer(
-    name="python -m launch",
     help=(
         "Pretrain GPT-style and LSTM-attention language models side by side and compare them. "
         "Every verb that takes a config takes a.b=c overrides after it. "
@@ -29,16 +27,21 @@ for verbs in (verbs_study, verbs_run, verbs_data, verbs_tracking, verbs_cluster)
     verbs.register(app)
 
 
-def main() -> None:
-    """Run the command line; our own errors become one message and an exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; our own errors become one message and an exit code.
+
+    Args:
+        arguments: Command line without the program; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
     try:
-        app()
+        app(arguments, prog_name="python -m launch")
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
     except PipelineError as exc:
         sys.stdout.flush()
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
-        sys.exit(exc.exit_code)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        return exc.exit_code
+    return 0

@@ -19,7 +19,7 @@ EXIT_STOPPED = 75
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[A.B=C]...", help="Fields to set over the config.", show_default=False),
+    typer.Argument(metavar="A.B=C", help="Fields to set over the config.", show_default=False),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run; start nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on standard output.")]
@@ -73,8 +73,16 @@ def load_request(
     ]
     for_cluster += [f"launcher={launcher}"] if launcher is not None else []
     for_cluster += [f"num_workers={num_workers}"] if num_workers is not None else []
-    cluster = load_cluster(cluster_file, for_cluster)
+    cluster = _with_hostfile_beside(load_cluster(cluster_file, for_cluster), cluster_file)
     return RunRequest(run=load_run(path, for_run), cluster=for_ray_job(cluster))
+
+
+def _with_hostfile_beside(cluster: "ClusterConfig", cluster_file: Path | None) -> "ClusterConfig":
+    """Take a relative hostfile from beside the cluster file, where there is one."""
+    if cluster_file is None or cluster.hostfile is None or cluster.hostfile.is_absolute():
+        return cluster
+    beside = cluster_file.parent / cluster.hostfile
+    return cluster.model_copy(update={"hostfile": beside}) if beside.is_file() else cluster
 
 
 def for_ray_job(cluster: "ClusterConfig") -> "ClusterConfig":

@@ -20,7 +20,7 @@ def submit(
     verb: Annotated[str, typer.Argument(help="prepare, train or study.")],
     config: Annotated[Path, typer.Argument(help="Its config, a file of this project.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="Passed on to the verb.")
+        list[str] | None, typer.Argument(metavar="ARGUMENT", help="Passed on to the verb.")
     ] = None,
     address: Annotated[
         str, typer.Option(help="Dashboard of the Ray cluster.")

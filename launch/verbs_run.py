@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from launch.options import (
     as_tree,
     load_request,
 )
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import RunConfig
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN", help="Run YAML, or a run directory.")]
 StopAfter = Annotated[
@@ -45,6 +48,7 @@ def train(
     from launch import build_launcher
     from launch.display import Display, WatchedLauncher
     from launch.run_dirs import init_run
+    from launch.sync_process import syncing
     from pipeline.tracking.store import read_verdict
 
     request = load_request(
@@ -69,7 +73,8 @@ def train(
         f"training {request.run.name}: {num_workers} ranks, "
         f"{request.run.train.total_steps} steps, logs in {run_dir}/rank-0.log"
     )
-    verdict = starter.run(run_dir, num_workers=num_workers, stop_after_steps=stop_after_steps)
+    with syncing(run_dir, tracking_uri(request.run), display.say):
+        verdict = starter.run(run_dir, num_workers=num_workers, stop_after_steps=stop_after_steps)
     answer_run(display, run_dir, verdict)
     if verdict == "stopped":
         raise typer.Exit(EXIT_STOPPED)
@@ -134,6 +139,13 @@ def describe(request: RunRequest, on_event: Callable[[str], None]) -> dict[str, 
     }
 
 
+def tracking_uri(run: "RunConfig") -> str:
+    """Give the MLflow store of a run: the config's, else SQLite in the output directory."""
+    from pipeline.tracking.mlflow_client import default_uri
+
+    return run.tracking.uri or default_uri(run.output_dir)
+
+
 def dry_run_lines(plan: dict[str, Any], command: list[str]) -> list[str]:
     """Give the answer of a dry run for a person: resolved config, batches, command."""
     import yaml
@@ -164,5 +176,5 @@ def answer_run(display: Any, run_dir: Path, verdict: str) -> None:
     for name in ("eval/loss", "eval/bits_per_byte", "perf/tokens_per_second"):
         if name in metrics:
             lines.append(f"  {name:24} {metrics[name].value:.4g} {metrics[name].unit}")
-    lines.append(f"send it to MLflow with: python -m launch sync {run_dir}")
+    lines.append(f"MLflow: python -m launch ui {run_dir.parent}")
     display.answer(payload, lines)

@@ -3,7 +3,9 @@
 Processes that tests start inherit a HOME below one fresh directory; leftovers are found by it.
 """
 
+import json
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 FIXED = {
     "OMP_NUM_THREADS": "1",
@@ -55,6 +58,42 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[ROOT], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(pytestconfig: pytest.Config) -> Path:
+    """A run YAML that two ranks finish in seconds; whoever prepares its text, others reuse it."""
+    root = pytestconfig.stash[ROOT] / "tiny"
+    path = root / "tiny.yaml"
+    if path.exists():
+        return path
+    root.mkdir()
+    words = ["sun", "moon", "river", "stone", "light", "dark", "old", "new", "runs", "falls"]
+    choose = random.Random(0)
+    with (root / "text.jsonl").open("w") as stream:
+        for number in range(60):
+            text = " ".join(choose.choices(words, k=60))
+            stream.write(json.dumps({"id": f"document-{number}", "text": text}) + "\n")
+    run = {
+        "name": "tiny",
+        "output_dir": str(root / "runs"),
+        "data": {
+            "source": {"kind": "jsonl", "path": str(root / "text.jsonl")},
+            "tokenizer": {"vocab_size": 300},
+            "validation_fraction": 0.2,
+        },
+        "model": {"family": "gpt", "width": 16, "depth": 1, "heads": 2, "max_positions": 64},
+        "train": {
+            "global_batch_tokens": 128,
+            "sequence_tokens": 32,
+            "micro_batch_samples": 2,
+            "total_tokens": 768,
+        },
+        "eval": {"every_steps": None},
+        "tracking": {"log_every_steps": 1},
+    }
+    path.write_text(yaml.safe_dump(run))
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)
