@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.config.load import validate
+from pipeline.config.explain import validate
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import ShardManifest, load_manifest
 from pipeline.errors import ConfigError

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.config.load import read_yaml, validate
+from pipeline.config.explain import validate
 from pipeline.config.schema import RunConfig
+from pipeline.config.tree import read_yaml
 from pipeline.errors import ConfigError
 from pipeline.probes import PROBES
 from pipeline.probes.context import ProbeContext

@@ -6,13 +6,15 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.load import config_hash, dump_yaml, read_run, read_yaml, validate
+from pipeline.config.explain import validate
+from pipeline.config.load import config_hash, dump_yaml, read_run
 from pipeline.config.schema import RunConfig
+from pipeline.config.tree import ConfigDumper, read_yaml
 from pipeline.data.shards import ShardManifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.study.plan import Cell, StudyPlan, TrainCell
 from pipeline.tracking.environment import write_environment
-from pipeline.tracking.store import read_verdict
+from pipeline.tracking.store import read_result, read_verdict
 
 PROBE_FILE = "probe.yaml"
 
@@ -29,10 +31,11 @@ def write_cell(plan: StudyPlan, cell: Cell, manifests: Mapping[str, ShardManifes
         The directory of the cell.
 
     Raises:
-        DataError: The cell was begun on other tokens.
+        DataError: The cell was finished on other tokens.
     """
     run_dir = plan.run_dir(cell)
     run_dir.mkdir(parents=True, exist_ok=True)
+    fingerprints = {label: manifest.fingerprint for label, manifest in manifests.items()}
     if isinstance(cell, TrainCell):
         path, text = run_dir / "run.yaml", dump_yaml(_with_data(cell.run, manifests[cell.label]))
     else:
@@ -41,12 +44,13 @@ def write_cell(plan: StudyPlan, cell: Cell, manifests: Mapping[str, ShardManifes
             "study": plan.directory.name,
             "probe": cell.probe,
             "params": dict(cell.params),
+            "data_fingerprints": {label: fingerprints[label] for label in cell.runs},
             "runs": {label: run.model_dump(mode="json") for label, run in runs.items()},
         }
-        path, text = run_dir / PROBE_FILE, yaml.safe_dump(tree, sort_keys=False)
-    if path.exists():
-        _refuse_other_data(path, manifests)
-    if read_verdict(run_dir) != "complete":
+        path, text = run_dir / PROBE_FILE, yaml.dump(tree, Dumper=ConfigDumper, sort_keys=False)
+    if read_verdict(run_dir) == "complete":
+        _refuse_other_data(run_dir, cell, fingerprints)
+    else:
         path.write_text(text, encoding="utf-8")
         write_environment(run_dir)
     return run_dir
@@ -84,18 +88,19 @@ def refuse_other_study(plan: StudyPlan) -> None:
             )
 
 
-def _refuse_other_data(path: Path, manifests: Mapping[str, ShardManifest]) -> None:
-    """Refuse a cell that was begun on other tokens; its directory of shards bears their name."""
-    tree = read_yaml(path)
-    runs = tree["runs"].values() if path.name == PROBE_FILE else [tree]
-    begun_on = {Path(run["data"]["prepared_dir"]).name for run in runs}
-    now = {manifest.fingerprint for manifest in manifests.values()}
-    if not begun_on <= now:
-        raise DataError(
-            f"{path.parent} was begun on data {', '.join(sorted(begun_on))}, which is now "
-            f"{', '.join(sorted(now))}: the source text has changed; give the study another name "
-            f"or remove that directory"
-        )
+def _refuse_other_data(run_dir: Path, cell: Cell, fingerprints: Mapping[str, str]) -> None:
+    """Refuse a finished cell whose tokens are not those that the study has now."""
+    if isinstance(cell, TrainCell):
+        used = {cell.label: read_result(run_dir).data_fingerprint}
+    else:
+        used = read_yaml(run_dir / PROBE_FILE)["data_fingerprints"]
+    for label, fingerprint in used.items():
+        if fingerprint != fingerprints[label]:
+            raise DataError(
+                f"{run_dir} was finished on data {fingerprint}, which is now "
+                f"{fingerprints[label]}: the source text has changed; give the study another "
+                f"name, or remove that directory"
+            )
 
 
 def _describe_probe(tree: Mapping[str, Any]) -> dict[str, Any]:

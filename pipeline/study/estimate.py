@@ -24,12 +24,19 @@ class StateFormula:
 
     parameters: float
     gradients: float
-    optimizer: float
+    moments: float
+    master_weights: float
+    """Copies of the weights that DeepSpeed's stages 1 to 3 update, kept in fp32 training too."""
+
+    @property
+    def published(self) -> float:
+        """Parameters, gradients and moments, as published."""
+        return self.parameters + self.gradients + self.moments
 
     @property
     def total(self) -> float:
-        """All three together."""
-        return self.parameters + self.gradients + self.optimizer
+        """The published bytes and DeepSpeed's master weights."""
+        return self.published + self.master_weights
 
 
 def state_bytes_formula(num_parameters: int, zero_stage: int, world_size: int) -> StateFormula:
@@ -41,9 +48,11 @@ def state_bytes_formula(num_parameters: int, zero_stage: int, world_size: int) -
         world_size: Number of ranks.
 
     Returns:
-        Bytes on one rank: 4 for a parameter, 4 for its gradient, 8 for both moments.
+        Bytes on one rank: 4 for a parameter, 4 for its gradient, 8 for both moments, and from stage
+        1 on 4 for a master weight.
 
-    Source: Rajbhandari et al. 2020, section 5 and figure 1, with fp32 in place of mixed precision.
+    Source: Rajbhandari et al. 2020, section 5 and figure 1, with fp32 in place of mixed precision;
+    master weights as in DeepSpeed's stage_1_and_2.py and stage3.py.
     """
 
     def share(from_stage: int) -> int:
@@ -53,7 +62,8 @@ def state_bytes_formula(num_parameters: int, zero_stage: int, world_size: int) -
     return StateFormula(
         parameters=size / share(3),
         gradients=size / share(2),
-        optimizer=ADAM_MOMENTS * size / share(1),
+        moments=ADAM_MOMENTS * size / share(1),
+        master_weights=size / share(1) if zero_stage > 0 else 0.0,
     )
 
 

@@ -15,6 +15,11 @@ from pipeline.study.series import LossCurve, PositionBin, StateBytes, StepTimes
 
 Figure = go.Figure
 
+FORMULA_MARKS = {
+    "published": ("formula, published", "#000000"),
+    "total": ("formula with master weights", "#b3202c"),
+}
+
 CONFIG = {
     "displaylogo": False,
     "responsive": True,
@@ -159,12 +164,13 @@ def draw_state(
             if own:
                 _add_state_bars(figure, own, name, hues[label], column)
         cells = sorted(cells, key=lambda s: (s.zero_stage, list(names).index(s.label)))
-        figure.add_scatter(
-            x=_state_axis(cells, names), y=[s.formula.total / 2**20 for s in cells],
-            name="formula, total", mode="markers", legendgroup="formula", showlegend=column == 1,
-            marker={"symbol": "line-ew", "size": 22, "line": {"width": 2.5, "color": INK}},
-            hovertemplate="%{y:.2f} MiB by formula<extra></extra>", row=1, col=column,
-        )  # fmt: skip
+        for part, (name, dash) in FORMULA_MARKS.items():
+            figure.add_scatter(
+                x=_state_axis(cells, names), y=[getattr(s.formula, part) / 2**20 for s in cells],
+                name=name, mode="markers", legendgroup=part, showlegend=column == 1,
+                marker={"symbol": "line-ew", "size": 26, "line": {"width": 2.5, "color": dash}},
+                hovertemplate="%{y:.2f} MiB<extra>" + name + "</extra>", row=1, col=column,
+            )  # fmt: skip
     figure.update_layout(barmode="stack", bargap=0.18)
     figure.update_yaxes(rangemode="tozero")
     _finish(figure, x_title="", y_title="")

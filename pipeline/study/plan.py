@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.batching import plan_batches
-from pipeline.config.load import build_run, merge
+from pipeline.config.load import build_run
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import ProbeConfig, StudyConfig
+from pipeline.config.tree import merge
 from pipeline.errors import ConfigError
 from pipeline.study.match import MatchedSize, count_parameters, match_model
 

@@ -42,8 +42,8 @@ def how_to_read(result: StudyResult, records: StudyRecords) -> list[str]:
     """Explain units, intervals and the comparison."""
     points = [
         "Losses are nats per token over all validation tokens, after the learning rate schedule "
-        "has ended. Bits per byte divide the same loss by the raw bytes of the text, so that runs with "
-        "other tokenizers compare.",
+        "has ended. Bits per byte divide the same loss by the raw bytes of the text, so that runs "
+        "with other tokenizers compare.",
         "A plus-minus is half of a 95% interval. Quartiles and interquartile ranges (IQR) describe "
         "the scatter of single measurements. Where neither stands, there was one measurement.",
         f"Differences between families below the {NOISE_TEXT} are called ties.",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config.load import read_yaml, validate
+from pipeline.config.explain import validate
 from pipeline.config.study import StudyConfig
+from pipeline.config.tree import read_yaml
 from pipeline.data.shards import ShardSet, load_manifest
 from pipeline.errors import ConfigError
 from pipeline.study.plan import StudyPlan, plan_study
@@ -74,11 +75,12 @@ def read_study(study_dir: Path) -> StudyRecords:
     )
 
 
-def measure_unigram(prepared_dir: Path) -> Baseline:
+def measure_unigram(prepared_dir: Path, max_tokens: int | None = None) -> Baseline:
     """Measure the entropy of single validation tokens.
 
     Args:
         prepared_dir: Directory of prepared shards.
+        max_tokens: Tokens to use from the start of the split; None uses all.
 
     Returns:
         The entropy in nats per token, end-of-document tokens included as in the validation loss.
@@ -88,11 +90,11 @@ def measure_unigram(prepared_dir: Path) -> Baseline:
     """
     manifest = load_manifest(prepared_dir)
     shards = ShardSet(manifest, "validation")
-    tokens = shards.tokens(0, shards.num_tokens)
+    tokens = shards.tokens(0, min(max_tokens or shards.num_tokens, shards.num_tokens))
     counts = np.bincount(np.asarray(tokens, dtype=np.int64), minlength=manifest.vocab_size)
     return Baseline(
         unigram_entropy_nats=entropy_nats(counts),
-        validation_tokens=int(shards.num_tokens),
+        validation_tokens=len(tokens),
         vocab_size=manifest.vocab_size,
     )
 
@@ -106,7 +108,7 @@ def entropy_nats(counts: np.ndarray) -> float:
 def _measure_baseline(runs: list[RunRecord]) -> Baseline | None:
     for run in runs:
         if run.config.data.prepared_dir is not None:
-            return measure_unigram(run.config.data.prepared_dir)
+            return measure_unigram(run.config.data.prepared_dir, run.config.eval.max_tokens)
     return None
 
 

@@ -242,8 +242,8 @@ class ReportBuilder:
                     "step-time",
                     "Step time at a fixed number of tokens a step",
                     f"Medians of {num_rounds} interleaved rounds; bars: quartiles. Lines: power "
-                    "laws through the medians. Exponents in the legend: means over the rounds with 95% "
-                    "intervals; 0 is a step that takes equally long at every length.",
+                    "laws through the medians. Exponents in the legend: means over the rounds with "
+                    "95% intervals; 0 is a step that takes equally long at every length.",
                     figures.draw_step_time(self.curves),
                 ),
                 self._chart(
@@ -263,9 +263,11 @@ class ReportBuilder:
                 self._chart(
                     "model-state",
                     "Model state of a rank under ZeRO",
-                    "Bars: bytes of the engine's own tensors on the fullest rank. Black lines: the "
+                    "Bars: bytes of the engine's own tensors on the fullest rank. Black marks: the "
                     "formula of Rajbhandari et al. (2020) for fp32 AdamW, 4N for parameters, 4N "
-                    "for gradients and 8N for moments, split over the ranks from stage 3, 2 and 1 on.",
+                    "for gradients and 8N for moments, split over the ranks from stages 3, 2 "
+                    "and 1 on. Red marks: the same with the 4N of master weights that DeepSpeed's "
+                    "stages 1 to 3 keep beside the weights even in fp32, split over the ranks.",
                     figures.draw_state(self.states, self.names, self.hues),
                     is_wide=True,
                 )

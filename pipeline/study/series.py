@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.study.estimate import StateFormula, state_bytes_formula
 from pipeline.study.fits import Estimate, Quartiles, estimate_mean, find_quartiles
+from pipeline.tracking.events import Event
 from pipeline.tracking.store import ProbeResult, RunRecord
 
 MIN_BIN_POSITIONS = 4
@@ -100,25 +101,38 @@ def loss_curve(record: RunRecord, kind: str) -> LossCurve:
         kind: `train` or `eval`; the metric is `<kind>/loss`.
     """
     name = f"{kind}/loss"
-    rows = [
-        (event.step, event.metrics["progress/tokens"], event.metrics["progress/seconds"],
-         event.metrics[name])
-        for event in record.events
-        if event.kind == kind
-        and {name, "progress/tokens", "progress/seconds"} <= event.metrics.keys()
-    ]  # fmt: skip
+    points = [
+        (event.step, seconds, event.metrics[name])
+        for event, seconds in _with_seconds(record.events)
+        if event.kind == kind and name in event.metrics
+    ]
+    step_tokens = record.config.train.global_batch_tokens
     return LossCurve(
         run=record.result.run,
-        steps=[int(row[0]) for row in rows],
-        tokens=[row[1] for row in rows],
-        seconds=[row[2] for row in rows],
-        loss=[row[3] for row in rows],
+        steps=[step for step, _, _ in points],
+        tokens=[float(step * step_tokens) for step, _, _ in points],
+        seconds=[seconds for _, seconds, _ in points],
+        loss=[loss for _, _, loss in points],
     )
+
+
+def _with_seconds(events: Iterable[Event]) -> Iterator[tuple[Event, float]]:
+    """Pair each event with the seconds its run had run for, pauses between attempts left out.
+
+    Events that state `progress/seconds` anchor the count; others add the time since the last one.
+    """
+    anchor_time, anchor_seconds = 0.0, 0.0
+    for event in events:
+        stated = event.metrics.get("progress/seconds")
+        if event.kind in ("start", "resume") or stated is not None:
+            anchor_time = event.time_unix_seconds
+            anchor_seconds = anchor_seconds if stated is None else stated
+        yield event, anchor_seconds + event.time_unix_seconds - anchor_time
 
 
 def step_seconds_of(record: RunRecord) -> float | None:
     """Give the seconds that the optimizer steps of a run took, or None where it kept no account."""
-    return record.result.goodput.get("step_seconds")
+    return record.result.goodput.get("train_seconds")
 
 
 def mean_positions(runs: Sequence[RunRecord]) -> list[float] | None:

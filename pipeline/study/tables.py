@@ -74,6 +74,7 @@ def tabulate_state(states: Iterable[StateBytes], names: Mapping[str, str]) -> Ta
             say_bytes(s.gradients),
             say_bytes(s.optimizer),
             say_bytes(s.total),
+            say_bytes(s.formula.published),
             say_bytes(s.formula.total),
             f"{say_number(100 * s.excess_fraction, 1)}%",
         )
@@ -82,11 +83,12 @@ def tabulate_state(states: Iterable[StateBytes], names: Mapping[str, str]) -> Ta
     return Table(
         columns=(
             "family", "ranks", "ZeRO stage", "parameters", "gradients", "optimizer", "total",
-            "formula", "difference",
+            "published formula", "with master weights", "difference",
         ),
         rows=rows,
         note="Bytes of the fullest rank, summed over the distinct tensors of the engine after one "
-        "step; each engine is measured once, and the count has no spread.",
+        "step; each engine is measured once, and the count has no spread. The difference is that "
+        "from the formula with DeepSpeed's master weights; padding and uneven parts explain it.",
     )  # fmt: skip
 
 
