@@ -11,6 +11,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     (root / "home").mkdir()
     os.environ.update(FIXED | {name: str(place) for name, place in places.items()})
     tempfile.tempdir = None
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(config.stash[ROOT], ignore_errors=True)
+    # After multiprocessing has removed its own directory (priority -100), which stands below.
+    Finalize(None, shutil.rmtree, args=(root,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def test_an_unknown_verb_is_wrong_usage(cli) -> None:
         ("no-equals-sign", "not of the form a.b=c"),
         ("train.global_batch_tokens=100", "nearest"),
         ("zero.stage=4", "nearest: 3"),
-        ("train.sequence_tokens=128", "max_positions"),
+        ("model.max_positions=16", "nearest: train.sequence_tokens=16"),
         ("precision=fp16", "nearest: bf16 or fp32"),
         ("cluster.num_workers=3", "nearest"),
         ("cluster.num_wrkers=2", "did you mean num_workers"),

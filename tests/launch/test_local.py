@@ -1,0 +1,132 @@
+"""Ranks on this machine: how they fail, how they stop, and that none is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch import build_launcher
+from launch.local import LocalLauncher
+from launch.rank_logs import last_lines, log_path
+from launch.run_dirs import init_run
+from launch.stopping import STOP_FILE
+from pipeline.config.cluster import ClusterConfig
+from pipeline.config.load import load_run
+from pipeline.errors import LaunchError
+from pipeline.tracking.events import read_events
+from pipeline.tracking.store import read_result, read_verdict
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = "train.total_tokens=12800000"
+
+
+@pytest.fixture
+def launcher() -> LocalLauncher:
+    built = build_launcher(ClusterConfig(accelerator="cpu"), print)
+    assert isinstance(built, LocalLauncher)
+    return built
+
+
+@pytest.fixture
+def new_run(tiny_run: Path, request: pytest.FixtureRequest) -> Path:
+    """A run of 100,000 steps, which no test waits for."""
+    name = request.node.name.replace("[", "-").replace("]", "")[:60]
+    return init_run(load_run(tiny_run, [f"name={name}", LONG]), print)
+
+
+def ranks_of_this_process() -> list[int]:
+    """Process ids of running ranks, by rank: the fork server forks them in that order."""
+    children = psutil.Process().children(recursive=True)
+    return sorted(child.pid for child in children if os.getsid(child.pid) == child.pid)
+
+
+def trains(run_dir: Path) -> bool:
+    return any(event.kind == "train" for event in read_events(run_dir / "events.jsonl"))
+
+
+def when_training(run_dir: Path, action: threading.Thread) -> None:
+    """Start the action once the first step is done."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 60
+        while not trains(run_dir) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        action.start()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_others_and_is_named(
+    launcher: LocalLauncher, new_run: Path, victim: int
+) -> None:
+    killed_at: list[float] = []
+
+    def kill() -> None:
+        killed_at.append(time.monotonic())
+        os.kill(ranks_of_this_process()[victim], signal.SIGKILL)
+
+    when_training(new_run, threading.Thread(target=kill))
+    with pytest.raises(LaunchError, match=f"rank {victim} of .* failed with signal SIGKILL"):
+        launcher.run(new_run, num_workers=2)
+    assert killed_at
+    assert time.monotonic() - killed_at[0] < 15
+    assert not ranks_of_this_process()
+    assert read_verdict(new_run) is None
+
+
+@pytest.mark.slow
+def test_a_refusing_rank_gives_its_message_and_its_exit_code(
+    launcher: LocalLauncher, tiny_run: Path
+) -> None:
+    run_dir = init_run(load_run(tiny_run, ["name=refused"]), print)
+    with pytest.raises(LaunchError, match=r"(?s)exit code 2.*not a multiple") as caught:
+        launcher.run(run_dir, num_workers=3)
+    assert caught.value.exit_code == 2
+    assert not ranks_of_this_process()
+
+
+@pytest.mark.slow
+def test_a_stop_request_leaves_a_checkpoint_and_the_run_goes_on(
+    launcher: LocalLauncher, tiny_run: Path
+) -> None:
+    overrides = ["name=stopped", "train.total_tokens=38400"]
+    run_dir = init_run(load_run(tiny_run, overrides), print)
+    when_training(run_dir, threading.Thread(target=(run_dir / STOP_FILE).touch))
+    assert launcher.run(run_dir, num_workers=2) == "stopped"
+    assert read_verdict(run_dir) == "stopped"
+    assert not (run_dir / STOP_FILE).exists()
+    assert launcher.run(run_dir, num_workers=2) == "complete"
+    result = read_result(run_dir)
+    assert (result.steps, result.attempts) == (300, 2)
+    resumed = [event for event in read_events(run_dir / "events.jsonl") if event.kind == "resume"]
+    assert [event.step > 0 for event in resumed] == [True]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_command_with_75_and_a_second_one_ends_it(tiny_run: Path) -> None:
+    overrides = ["name=interrupted", LONG, "--workers", "2"]
+    run_dir = load_run(tiny_run, overrides[:2]).output_dir / "interrupted"
+    command = [sys.executable, "-m", "launch", "train", str(tiny_run), *overrides]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not trains(run_dir) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "stopped with a checkpoint" in shown
+    assert read_verdict(run_dir) == "stopped"
+
+
+def test_the_end_of_a_log_is_quoted_and_an_absent_one_is_empty(tmp_path: Path) -> None:
+    assert last_lines(log_path(tmp_path, 0)) == ""
+    log_path(tmp_path, 0).write_text("\n".join(f"line {number}" for number in range(100)))
+    assert last_lines(log_path(tmp_path, 0), 2) == "  line 98\n  line 99"
