@@ -157,8 +157,9 @@ def loaded_by(statement: str) -> set[str]:
     """Run a statement in a fresh interpreter and give the top-level packages it loaded."""
     script = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
     shown = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
+    assert shown.returncode == 0, shown.stderr
     return {name.partition(".")[0] for name in json.loads(shown.stdout.splitlines()[-1])}
 
 
