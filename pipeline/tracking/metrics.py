@@ -5,9 +5,6 @@ from typing import Literal
 
 from pipeline.errors import TrackingError
 
-RESULT_PREFIX = "result/"
-"""Put before the name, in MLflow, of the one value that `result.json` states for a whole run."""
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -119,3 +116,12 @@ def check_metric(name: str) -> Metric:
         raise TrackingError(
             f"unknown metric {name!r}; names stand in pipeline/tracking/metrics.py"
         ) from None
+
+
+def result_name(name: str) -> str:
+    """Give MLflow's name for the one value of a metric that `result.json` states for a whole run.
+
+    It differs from the metric's own name, so that a median does not end a curve, and has one
+    slash, because MLflow makes a section of all that stands before the last one.
+    """
+    return "result/" + name.replace("/", "_", 1)

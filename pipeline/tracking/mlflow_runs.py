@@ -4,14 +4,14 @@ MLflow keeps every point for ever, so a run whose sent points no longer belong t
 lineage (it was killed and resumed from an older checkpoint) cannot be corrected in place: a new run
 takes its place and the old one is deleted, which in MLflow means hidden and restorable.
 
-What was sent is remembered in tags of the MLflow run itself, so it cannot be lost apart from it.
-Should the tags lag behind, the run's own history tells what is there.
+What was sent is remembered in a tag of the MLflow run itself, so it cannot be lost apart from it.
+Should the tag lag behind, the run's own history tells what is there.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.tracking.replica import Dataset, Point, ReplicaRun
@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-SLOT_TAG = "tandem.slot"
-KEY_TAG = "tandem.key"
-SENT_TAG = "tandem.sent"
-TEXTS_TAG = "tandem.texts"
-ATTEMPT_TAG = "tandem.attempt"
+STATE_TAG = "tandem.sync"
+"""One tag for all bookkeeping, so that people see their own tags."""
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 TABLES_TAG = "mlflow.loggedArtifacts"
@@ -35,6 +32,32 @@ MAX_PARAMS = 100
 """Most params, and most tags, in one request."""
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncState:
+    """What a sync remembers about a run: which one it is, and what was sent to it."""
+
+    slot: str
+    """Place of the run below its parent."""
+    key: str
+    """What tells it from another run in the same place."""
+    attempt: int = 0
+    num_points: int = 0
+    points_digest: str = ""
+    """Of the points sent, in order."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each artifact."""
+    first_child: str | None = None
+    """Key of a study's first child, by which the study is known before it has more."""
+
+
+def read_state(run: "Run") -> SyncState | None:
+    """Read the bookkeeping of an MLflow run; None if it is damaged or not ours."""
+    try:
+        return SyncState(**json.loads(run.data.tags[STATE_TAG]))
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +74,7 @@ class RunStore:
         while True:
             page = self.client.search_runs(
                 [self.experiment_id],
-                filter_string=f"tags.`{SLOT_TAG}` LIKE '%'",
+                filter_string=f"tags.`{STATE_TAG}` LIKE '%'",
                 page_token=token,
             )
             runs += page
@@ -60,7 +83,11 @@ class RunStore:
                 return runs
 
     def send(
-        self, run: ReplicaRun, existing: "Run | None", tags: Mapping[str, str]
+        self,
+        run: ReplicaRun,
+        existing: "Run | None",
+        tags: Mapping[str, str],
+        first_child: str | None = None,
     ) -> tuple[str, int]:
         """Make MLflow's run equal the planned one.
 
@@ -68,6 +95,7 @@ class RunStore:
             run: The run as it should be.
             existing: MLflow's run in its place, if there is one.
             tags: Tags that only the caller knows, such as the parent.
+            first_child: For a study, the key of its first child.
 
         Returns:
             Id of the MLflow run, and how many points were sent.
@@ -81,30 +109,33 @@ class RunStore:
             else:
                 points = unsent
         if existing is None:
-            existing = self._create(run, tags)
+            existing = self._create(run, tags, first_child)
         run_id = existing.info.run_id
         self._send_params(run, existing)
         self._send_points(run_id, points)
-        self._send_tags(run_id, {**_tags(run), **tags}, existing.data.tags)
-        self._send_texts(run, existing)
+        state = _state_after(run, first_child)
+        self._send_texts(run, run_id, state, read_state(existing))
+        self._send_tags(run_id, {**_tags(run, state), **tags}, existing.data.tags)
         if run.dataset is not None and not existing.inputs.dataset_inputs:
             self._send_dataset(run_id, run.dataset)
         self._send_status(run, existing)
         return run_id, len(points)
 
-    def _create(self, run: ReplicaRun, tags: Mapping[str, str]) -> "Run":
+    def _create(self, run: ReplicaRun, tags: Mapping[str, str], first_child: str | None) -> "Run":
+        state = SyncState(slot=run.slot, key=run.key, first_child=first_child)
         return self.client.create_run(
             self.experiment_id,
             start_time=run.start_unix_ms,
             run_name=run.name,
-            tags={SLOT_TAG: run.slot, KEY_TAG: run.key, **tags},
+            tags={STATE_TAG: json.dumps(asdict(state)), **tags},
         )
 
     def _unsent(self, run: ReplicaRun, existing: "Run") -> list[Point] | None:
         """Points still to send; None if points were sent that are no longer part of the run."""
-        if existing.data.tags.get(KEY_TAG) != run.key:
+        state = read_state(existing)
+        if state is not None and state.key != run.key:
             return None
-        num_sent = _num_sent(run, existing.data.tags)
+        num_sent = _num_sent(run, state)
         if num_sent is not None:
             return list(run.points[num_sent:])
         sent = {
@@ -139,16 +170,14 @@ class RunStore:
         for batch in _batches(changed, MAX_PARAMS):
             self.client.log_batch(run_id, tags=batch)
 
-    def _send_texts(self, run: ReplicaRun, existing: "Run") -> None:
-        """Send the artifacts that changed; a digest of each stands in a tag."""
-        run_id = existing.info.run_id
-        known = json.loads(existing.data.tags.get(TEXTS_TAG, "{}"))
-        digests = {name: _digest(text) for name, text in run.texts.items()}
+    def _send_texts(
+        self, run: ReplicaRun, run_id: str, state: SyncState, before: SyncState | None
+    ) -> None:
+        """Send the artifacts that changed."""
+        known = {} if before is None else before.texts
         for name, text in run.texts.items():
-            if known.get(name) != digests[name]:
+            if known.get(name) != state.texts[name]:
                 self.client.log_text(run_id, text, name)
-        if digests != known:
-            self.client.set_tag(run_id, TEXTS_TAG, json.dumps(digests))
 
     def _send_dataset(self, run_id: str, dataset: Dataset) -> None:
         from mlflow import entities
@@ -173,32 +202,39 @@ class RunStore:
             self.client.set_terminated(info.run_id, run.status, run.end_unix_ms)
 
 
-def _tags(run: ReplicaRun) -> dict[str, str]:
+def _tags(run: ReplicaRun, state: SyncState) -> dict[str, str]:
     tags = {
         **run.tags,
         "role": run.role,
-        SLOT_TAG: run.slot,
-        KEY_TAG: run.key,
-        ATTEMPT_TAG: str(run.attempt),
-        SENT_TAG: f"{len(run.points)}:{_digest_points(run.points)}",
         NOTE_TAG: run.note,
+        STATE_TAG: json.dumps(asdict(state)),
     }
     if run.table_name is not None:
         tags[TABLES_TAG] = json.dumps([{"path": run.table_name, "type": "table"}])
     return tags
 
 
-def _num_sent(run: ReplicaRun, tags: Mapping[str, str]) -> int | None:
-    """How many leading points were sent; None if the tags do not vouch for them.
+def _state_after(run: ReplicaRun, first_child: str | None) -> SyncState:
+    return SyncState(
+        slot=run.slot,
+        key=run.key,
+        attempt=run.attempt,
+        num_points=len(run.points),
+        points_digest=_digest_points(run.points),
+        texts={name: _digest(text) for name, text in run.texts.items()},
+        first_child=first_child,
+    )
 
-    After a new attempt they do not: points may have followed that the tag had not counted yet.
+
+def _num_sent(run: ReplicaRun, state: SyncState | None) -> int | None:
+    """How many leading points were sent; None if the bookkeeping does not vouch for them.
+
+    After a new attempt it does not: points may have been sent that it had not counted yet.
     """
-    number, _, digest = tags.get(SENT_TAG, "").partition(":")
-    if not number or tags.get(ATTEMPT_TAG) != str(run.attempt):
+    if state is None or state.attempt != run.attempt or state.num_points > len(run.points):
         return None
-    num_sent = int(number)
-    is_prefix = digest == _digest_points(run.points[:num_sent])
-    return num_sent if is_prefix and num_sent <= len(run.points) else None
+    sent = run.points[: state.num_points]
+    return len(sent) if _digest_points(sent) == state.points_digest else None
 
 
 def _digest_points(points: Sequence[Point]) -> str:

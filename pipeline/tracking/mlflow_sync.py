@@ -7,7 +7,7 @@ by the next sync.
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config.load import read_run
 from pipeline.errors import PipelineError
@@ -19,7 +19,7 @@ from pipeline.tracking.mlflow_client import (
     sqlite_path,
     sqlite_uri,
 )
-from pipeline.tracking.mlflow_runs import KEY_TAG, PARENT_TAG, SLOT_TAG, RunStore
+from pipeline.tracking.mlflow_runs import PARENT_TAG, RunStore, read_state
 from pipeline.tracking.replica import Replica, ReplicaRun
 from pipeline.tracking.replica_study import plan_replicas, read_study
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-FIRST_CHILD_TAG = "tandem.first_child"
 POLL_SECONDS = 0.2
 """How soon a request to stop is seen."""
 
@@ -138,8 +137,8 @@ def _send_replica(client: "MlflowClient", uri: str, replica: Replica) -> int:
     num_points, tags = 0, {}
     if replica.parent is not None:
         parent = _find_parent(replica, existing)
-        first = {FIRST_CHILD_TAG: replica.children[0].key}
-        parent_id, num_points = store.send(replica.parent, parent, first)
+        first_child = replica.children[0].key
+        parent_id, num_points = store.send(replica.parent, parent, {}, first_child)
         tags = {PARENT_TAG: parent_id}
     for child in replica.children:
         _, num_sent = store.send(child, _find_child(child, tags, existing), tags)
@@ -165,14 +164,24 @@ def _find_parent(replica: Replica, existing: "list[Run]") -> "Run | None":
     """
     keys = {child.key for child in replica.children if child.key}
     by_id = {run.info.run_id: run for run in existing}
-    for run in existing:
-        tags = run.data.tags
-        if tags.get(KEY_TAG) in keys and tags.get(PARENT_TAG) in by_id:
-            return by_id[tags[PARENT_TAG]]
-    return next((run for run in existing if run.data.tags.get(FIRST_CHILD_TAG) in keys), None)
+    states = [(run, state) for run in existing if (state := read_state(run)) is not None]
+    for run, state in states:
+        parent = by_id.get(run.data.tags.get(PARENT_TAG, ""))
+        if state.key in keys and parent is not None:
+            return parent
+    return next((run for run, state in states if state.first_child in keys), None)
 
 
-def _find_child(child: ReplicaRun, parent: dict[str, str], existing: "list[Run]") -> "Run | None":
+def _find_child(
+    child: ReplicaRun, parent_tags: dict[str, str], existing: "list[Run]"
+) -> "Run | None":
     """The run in the child's place: below its parent; for a single run the one with its key."""
-    wanted: dict[str, Any] = {SLOT_TAG: child.slot, **(parent or {KEY_TAG: child.key})}
-    return next((run for run in existing if wanted.items() <= run.data.tags.items()), None)
+    for run in existing:
+        state = read_state(run)
+        if state is None or state.slot != child.slot:
+            continue
+        if parent_tags and parent_tags.items() <= run.data.tags.items():
+            return run
+        if not parent_tags and state.key == child.key:
+            return run
+    return None

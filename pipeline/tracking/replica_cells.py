@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config.load import PLACE_FIELDS, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.tracking.events import Event, read_events, surviving_events
-from pipeline.tracking.metrics import RESULT_PREFIX
+from pipeline.tracking.metrics import result_name
 from pipeline.tracking.notes import describe_probe, describe_run
 from pipeline.tracking.redaction import redact
 from pipeline.tracking.replica import (
@@ -175,7 +175,7 @@ def _result_points(result: RunResult | None) -> Iterable[Point]:
     ended = _unix_ms(result.ended.timestamp())
     for name, metric in result.metrics.items():
         yield Point(
-            name=RESULT_PREFIX + name, value=metric.value, step=result.steps, time_unix_ms=ended
+            name=result_name(name), value=metric.value, step=result.steps, time_unix_ms=ended
         )
     for position, loss in enumerate(result.per_position_loss or []):
         yield Point(name="eval/position_loss", value=loss, step=position, time_unix_ms=ended)

@@ -83,7 +83,7 @@ def _plan_study(study_dir: Path, is_over: bool) -> Replica:
     return Replica(
         experiment=f"{EXPERIMENT_PREFIX}/{study.name}",
         parent=parent,
-        children=(*children, *_plan_summaries(study_dir, outcome, study.name, (start, end))),
+        children=(*children, *_plan_summaries(study_dir, outcome, study.name, end)),
     )
 
 
@@ -97,10 +97,9 @@ def _study_status(
 
 
 def _plan_summaries(
-    study_dir: Path, outcome: Mapping[str, Any], study: str, span_unix_ms: tuple[int, int]
+    study_dir: Path, outcome: Mapping[str, Any], study: str, end: int
 ) -> Iterable[ReplicaRun]:
     """One run per family; its points carry the end of the last cell as their time."""
-    start, end = span_unix_ms
     for family, rows in outcome.get("summaries", {}).items():
         try:
             points = tuple(
@@ -119,7 +118,7 @@ def _plan_summaries(
             role="summary",
             name=f"scaling: {family}",
             status="FINISHED",
-            start_unix_ms=start,
+            start_unix_ms=end,
             end_unix_ms=end,
             tags={"study": study, "family": family, "status": "finished"},
             note=describe_summary(family, names),
