@@ -44,8 +44,8 @@ from pipeline.errors import ConfigError, DataError
 
 OBJECT_STORE_BYTES = 200 << 20
 """Of a local Ray; only manifest rows travel through it."""
-LONGEST_RAY_DIR = 30
-"""Ray puts Unix sockets 75 characters below its directory, and their paths may have 107."""
+LONGEST_RAY_DIR = 42
+"""Ray puts Unix sockets up to 65 characters below its directory, and their paths may have 107."""
 
 RAY_EXIT_SECONDS = 5.0
 """Ray's processes write their last log lines after shutdown has returned."""
@@ -226,19 +226,18 @@ def _collect(splits: list[Split], job: ShardJob, on_event: OnEvent) -> list[Spli
     on_event("starting Ray")
     results: list[SplitResult] = []
     with ray_session():
-        on_event(f"tokenizing {len(splits)} splits of the source")
+        on_event(f"tokenizing the source, cut into {len(splits)}")
         started = time.perf_counter()
         for result in run_tasks(splits, job):
             results.append(result)
             records = result.shards.values()
             num_bytes = sum(record.text_bytes for record in records)
             on_event(
-                f"split {len(results)}/{len(splits)}: {sum(r.documents for r in records):,} "
+                f"tokenized {len(results)}/{len(splits)}: {sum(r.documents for r in records):,} "
                 f"documents, {sum(r.tokens for r in records):,} tokens, "
                 f"{num_bytes / 1e6 / result.seconds:.1f} MB/s in its task"
             )
-        seconds = time.perf_counter() - started
-        on_event(f"tokenized in {seconds:.1f} s")
+        on_event(f"tokenized all in {time.perf_counter() - started:.1f} s")
     return sorted(results, key=lambda result: result.index)
 
 

@@ -272,12 +272,12 @@ def _whole(files: Iterable[SourceFile]) -> list[Piece]:
 
 def _gather(pieces: list[Piece], limit: int) -> list[Split]:
     groups: list[list[Piece]] = []
-    size = 0
+    weight = 0
     for piece in pieces:
-        size += piece.size
-        if not groups or size > limit:
+        weight += piece.weight
+        if not groups or weight > limit:
             groups.append([])
-            size = piece.size
+            weight = piece.weight
         groups[-1].append(piece)
     return [Split(index=i, pieces=tuple(group)) for i, group in enumerate(groups)]
 

@@ -258,7 +258,9 @@ def _byte_counter(tokenizer: Any) -> Any:
         # outside ASCII twice.
         return lambda token, _: len(token) if set(token) <= alphabet else len(token.encode())
 
-    anchor = tokenizer.encode("a", add_special_tokens=False).ids
+    # Decoders treat the first token differently, so each is decoded behind an ordinary one.
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    anchor = [min(set(tokenizer.get_vocab().values()) - special)]
     base = len(tokenizer.decode(anchor).encode())
 
     def added_bytes(token: str, token_id: int) -> int:

@@ -1,0 +1,266 @@
+"""Preparation with a real Ray: same bytes however it runs, reuse, kills, errors from tasks."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from tokenizers import Tokenizer
+
+import pipeline
+from pipeline.config.schema import DataConfig
+from pipeline.data.indexed import read_index, token_dtype
+from pipeline.data.prepare import prepare
+from pipeline.data.shard_writer import ShardJob, is_validation, make_shards
+from pipeline.data.shards import ShardManifest, ShardSet, load_token_bytes, verify_shards
+from pipeline.data.sources import build_source
+from pipeline.errors import DataError
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(pipeline.__file__).parents[1]
+Corpus = tuple[DataConfig, list[dict[str, str]]]
+
+IN_ANOTHER_PROCESS = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from pipeline.config.schema import DataConfig
+from pipeline.data.prepare import prepare, ray_session
+
+def on_event(line):
+    if line.startswith("tokenized 1/") and {address!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with ray_session({address!r}, num_cpus=1):
+    import ray
+    manifest = prepare(DataConfig.model_validate_json({config!r}), on_event)
+assert not ray.is_initialized() and "RAY_AUTH_MODE" not in os.environ
+print(manifest.model_dump_json())
+"""
+
+
+def run_elsewhere(
+    place: Path, config: DataConfig, address: str | None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Prepare in a process that finds the package on its own `sys.path` alone."""
+    code = IN_ANOTHER_PROCESS.format(
+        root=str(ROOT), config=config.model_dump_json(), address=address
+    )
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_AUTH_MODE")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=place,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_documents: Callable[[int], list[dict[str, str]]],
+    write_jsonl: Callable[..., Path],
+    make_config: Callable[..., DataConfig],
+) -> Corpus:
+    """60 documents in two files that weigh too much for one task, one of them blank."""
+    root = tmp_path_factory.mktemp("corpus")
+    documents = make_documents(60)
+    documents[3]["text"] = " \n"
+    documents[5]["text"] = "<|endoftext|> in the text"
+    padding = [" " * 1024] * 40_000
+    write_jsonl(root / "text" / "a.jsonl", [*documents[:30], *padding])
+    write_jsonl(root / "text" / "b.jsonl", [*documents[30:], *padding])
+    return make_config(root / "text", root / "prepared"), documents
+
+
+@pytest.fixture(scope="module")
+def prepared(local_ray: None, corpus: Corpus) -> tuple[ShardManifest, list[str]]:
+    events: list[str] = []
+    return prepare(corpus[0], events.append), events
+
+
+def document_tokens(manifest: ShardManifest, split: str) -> list[list[int]]:
+    """Give the tokens of each document of a split, by the lengths of the index files."""
+    shards, position, documents = ShardSet(manifest, split), 0, []
+    for shard in manifest.splits[split].shards:
+        lengths = read_index(manifest.directory / f"{shard.name}.idx").lengths_tokens
+        for length in lengths.tolist():
+            documents.append(shards.tokens(position, position + length).tolist())
+            position += length
+    assert position == shards.num_tokens
+    return documents
+
+
+def test_every_document_comes_back_in_its_split_in_order(
+    prepared: tuple[ShardManifest, list[str]], corpus: Corpus
+) -> None:
+    manifest, documents = prepared[0], corpus[1]
+    tokenizer = Tokenizer.from_file(str(manifest.directory / "tokenizer.json"))
+    kept = [d for d in documents if d["text"].strip()]
+    held_out = [d["text"] for d in kept if is_validation(d["id"], 0.2)]
+    trained_on = [d["text"] for d in kept if not is_validation(d["id"], 0.2)]
+    for split, expected in (("train", trained_on), ("validation", held_out)):
+        found = document_tokens(manifest, split)
+        assert all(tokens[-1] == manifest.end_of_document_id for tokens in found)
+        assert not any(manifest.end_of_document_id in tokens[:-1] for tokens in found)
+        decoded = [tokenizer.decode(t[:-1], skip_special_tokens=False) for t in found]
+        assert decoded == expected
+        assert manifest.splits[split].text_bytes == sum(len(t.encode()) for t in expected)
+    assert manifest.dropped_documents == {"empty": 1}
+
+
+def test_bytes_of_all_tokens_are_the_bytes_of_all_documents(
+    prepared: tuple[ShardManifest, list[str]],
+) -> None:
+    manifest = prepared[0]
+    token_bytes = load_token_bytes(manifest.directory)
+    assert token_bytes.shape == (manifest.vocab_size,)
+    for split in ("train", "validation"):
+        shards = ShardSet(manifest, split)
+        total = token_bytes[shards.tokens(0, shards.num_tokens)].sum()
+        assert total == manifest.splits[split].text_bytes
+
+
+def test_two_ray_workers_write_the_bytes_that_one_process_writes(
+    prepared: tuple[ShardManifest, list[str]], corpus: Corpus, tmp_path: Path
+) -> None:
+    manifest, config = prepared[0], corpus[0]
+    job = ShardJob(
+        source=config.source,
+        directory=tmp_path,
+        tokenizer_json=(manifest.directory / "tokenizer.json").read_text(),
+        encoder="tokenizers",
+        end_of_document_id=manifest.end_of_document_id,
+        dtype=token_dtype(manifest.vocab_size),
+        validation_fraction=config.validation_fraction,
+    )
+    splits = build_source(config.source).splits()
+    results = [make_shards(split, job) for split in reversed(splits)][::-1]
+    assert len(results) == 2
+    for name, record in manifest.splits.items():
+        assert [result.shards[name] for result in results] == record.shards
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(written) == 8
+    for name, data in written.items():
+        assert (manifest.directory / name).read_bytes() == data
+
+
+def test_shards_verify_and_events_say_what_ran(
+    prepared: tuple[ShardManifest, list[str]],
+) -> None:
+    manifest, events = prepared
+    verify_shards(manifest.directory)
+    text = "\n".join(events)
+    for part in ("training a byte-level BPE of 300", "encoder fastokens", "MB/s", "prepared "):
+        assert part in text
+    assert not list(manifest.directory.glob(".*"))
+
+
+def test_a_finished_directory_is_reused_at_once_without_ray(
+    prepared: tuple[ShardManifest, list[str]], corpus: Corpus
+) -> None:
+    code = (
+        "import sys, time; from pipeline.config.schema import DataConfig\n"
+        "from pipeline.data.prepare import prepare\n"
+        "started = time.perf_counter()\n"
+        f"manifest = prepare(DataConfig.model_validate_json({corpus[0].model_dump_json()!r}))\n"
+        "seconds = time.perf_counter() - started\n"
+        "loaded = {'ray', 'tokenizers', 'fastokens', 'datasets', 'torch'} & set(sys.modules)\n"
+        "print(manifest.fingerprint, seconds < 0.5, sorted(loaded))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.split(maxsplit=1) == [prepared[0].fingerprint, "True []\n"], result.stderr
+
+
+def test_prepared_dir_is_used_if_it_matches_and_refused_if_not(
+    prepared: tuple[ShardManifest, list[str]], corpus: Corpus
+) -> None:
+    config = corpus[0].model_copy(update={"prepared_dir": prepared[0].directory})
+    assert prepare(config) == prepared[0]
+    other = config.model_copy(update={"validation_fraction": 0.3})
+    with pytest.raises(DataError, match=r"validation_fraction: 0\.2, the config says 0\.3"):
+        prepare(other)
+
+
+def test_prepared_dir_is_used_where_the_text_is_gone(
+    prepared: tuple[ShardManifest, list[str]], corpus: Corpus
+) -> None:
+    source = corpus[0].source.model_copy(update={"path": "/nowhere/at/all"})
+    events: list[str] = []
+    config = corpus[0].model_copy(update={"prepared_dir": prepared[0].directory, "source": source})
+    assert prepare(config, events.append) == prepared[0]
+    assert "is not compared" in events[0]
+
+
+def test_a_manifest_of_another_recipe_is_an_error(
+    local_ray: None,
+    tmp_path: Path,
+    corpus: Corpus,
+    prepared: tuple[ShardManifest, list[str]],
+) -> None:
+    directory = tmp_path / prepared[0].fingerprint
+    directory.mkdir()
+    for path in prepared[0].directory.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    manifest = directory / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"vocab_size": 300', '"vocab_size": 301'))
+    with pytest.raises(DataError, match="was made from something else"):
+        prepare(corpus[0].model_copy(update={"output_dir": tmp_path}))
+
+
+def test_a_preparation_killed_on_a_cluster_is_not_taken_for_finished_and_is_redone(
+    local_ray: None,
+    tmp_path: Path,
+    corpus: Corpus,
+    prepared: tuple[ShardManifest, list[str]],
+) -> None:
+    config = corpus[0].model_copy(update={"output_dir": tmp_path / "prepared"})
+    killed = run_elsewhere(tmp_path, config, ray.get_runtime_context().gcs_address)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (directory,) = config.output_dir.glob("[0-9a-f]*")
+    assert list(directory.glob("*.bin"))
+    assert not (directory / "manifest.json").exists()
+    events: list[str] = []
+    manifest = prepare(config, events.append)
+    assert events[0] == f"removing the unfinished {directory}"
+    assert manifest == prepared[0].model_copy(update={"directory": directory})
+    verify_shards(directory)
+
+
+def test_a_bad_line_met_by_a_task_is_our_error_and_leaves_nothing(
+    local_ray: None,
+    tmp_path: Path,
+    prepared: tuple[ShardManifest, list[str]],
+    write_jsonl: Callable[..., Path],
+    make_config: Callable[..., DataConfig],
+) -> None:
+    long = "word " * 20_000
+    path = write_jsonl(tmp_path / "c.jsonl", [{"text": f"{i} {long}"} for i in range(9)] + ["{"])
+    tokenizer = str(prepared[0].directory / "tokenizer.json")
+    config = make_config(path, tmp_path / "prepared", tokenizer={"path": tokenizer})
+    started: list[str] = []
+    with pytest.raises(DataError, match=r"^[^\n]*c\.jsonl:10: invalid JSON: [^\n]*$"):
+        prepare(config, started.append)
+    assert "tokenizing the source, cut into 1" in started
+    assert [p.name for p in config.output_dir.iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_a_local_ray_of_one_cpu_gives_the_same_shards_and_leaves_nothing_behind(
+    prepared: tuple[ShardManifest, list[str]], corpus: Corpus, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    temporary = Path(tempfile.mkdtemp(prefix="r", dir=os.environ["TMPDIR"]))
+    home.mkdir()
+    config = corpus[0].model_copy(update={"output_dir": tmp_path / "prepared"})
+    result = run_elsewhere(tmp_path, config, None, HOME=str(home), TMPDIR=str(temporary))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert ShardManifest.model_validate_json(result.stdout).splits == prepared[0].splits
+    assert list(temporary.iterdir()) == []
+    assert not (home / ".ray").exists()

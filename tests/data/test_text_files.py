@@ -1,0 +1,106 @@
+"""Finding files, and reading compressed streams that are not whole."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from pipeline.data.text_files import SourceFile, cut_at_lines, find_files, read_chunks, split_lines
+from pipeline.errors import DataError
+
+DATA = "".join(f"line {i} na\u00efve {i * i}\n" for i in range(60_000)).encode()
+
+
+def names(location: Path | str, *suffixes: str) -> list[str]:
+    return [file.name for file in find_files(str(location), suffixes or (".txt",))]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("data", [b"", b"\n", b"a", b"a\n", b"a\n\nbb\nc", b"\n\na\n"])
+def test_lines_do_not_depend_on_chunks(data: bytes, chunk: int) -> None:
+    chunks = [data[i : i + chunk] for i in range(0, len(data), chunk)]
+    expected = data.split(b"\n")
+    assert list(split_lines(chunks)) == (expected if expected[-1] else expected[:-1])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
+def test_bytes_come_back_from_plain_and_compressed_files(tmp_path: Path, name: str) -> None:
+    packed = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)(DATA)
+    (tmp_path / name).write_bytes(packed)
+    assert b"".join(read_chunks(str(tmp_path / name))) == DATA
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_stream_of_several_members_is_read_to_its_end(tmp_path: Path, suffix: str) -> None:
+    pack = gzip.compress if suffix == ".gz" else zstandard.compress
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(pack(DATA[:1000]) + pack(b"") + pack(DATA[1000:]))
+    assert b"".join(read_chunks(str(path))) == DATA
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["half", "last bytes", "flipped", "tail", "not packed", "none"])
+def test_a_damaged_stream_is_an_error_never_a_short_text(
+    tmp_path: Path, suffix: str, damage: str
+) -> None:
+    compressor = zstandard.ZstdCompressor(write_checksum=True)
+    packed = gzip.compress(DATA) if suffix == ".gz" else compressor.compress(DATA)
+    middle = len(packed) // 2
+    damaged = {
+        "half": packed[:middle],
+        "last bytes": packed[:-3],
+        "flipped": packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :],
+        "tail": packed + b"rubbish behind the end",
+        "not packed": DATA,
+        "none": packed[:2],
+    }[damage]
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=f"a.txt{suffix} is not a whole"):
+        b"".join(read_chunks(str(path)))
+
+
+def test_a_directory_gives_its_text_files_by_name_at_any_depth(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/c.txt.gz", "a/d.md", ".git/e.txt", "a/.f.txt", "g.TXT.part"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    assert names(tmp_path) == ["a/c.txt.gz", "b.txt"]
+
+
+def test_a_glob_takes_what_it_matches_whatever_the_suffix(tmp_path: Path) -> None:
+    for name in ("x/1.log", "x/2.log", "y/3.log", "y/4.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert names(f"{tmp_path}/*/*.log") == ["x/1.log", "x/2.log", "y/3.log"]
+    assert names(f"{tmp_path}/**/4.txt") == ["y/4.txt"]
+
+
+def test_missing_empty_and_textless_places_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "image.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"nowhere\.txt does not exist"):
+        names(tmp_path / "nowhere.txt")
+    with pytest.raises(DataError, match=r"empty\.txt is empty"):
+        names(tmp_path / "empty.txt")
+    with pytest.raises(DataError, match="holds no text"):
+        names(tmp_path)
+    with pytest.raises(DataError, match="no file matches"):
+        names(f"{tmp_path}/*.jsonl")
+
+
+@pytest.mark.parametrize("limit", [1, 10, 1000, 300_000, 1 << 20, 1 << 30])
+def test_ranges_join_to_the_file_and_begin_at_lines(tmp_path: Path, limit: int) -> None:
+    data = DATA if limit > 1000 else DATA[: DATA.index(b"\n", 20 * limit + 500) + 1]
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    file = SourceFile(path=str(path), name="a.txt", num_bytes=len(data))
+    ranges = cut_at_lines(file, limit)
+    parts = [data[start:stop] for start, stop, _ in ranges]
+    assert b"".join(parts) == data
+    assert all(parts)
+    assert all(part.endswith(b"\n") for part in parts)
+    for start, _, first_line in ranges:
+        assert first_line == data.count(b"\n", 0, start) + 1
+    assert len(ranges) == 1 or max(map(len, parts)) < limit + 40
