@@ -24,7 +24,7 @@ from deepspeed.accelerator import get_accelerator
 from pipeline.config.batching import BatchPlan
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenBatch
-from pipeline.errors import CheckpointError, LaunchError
+from pipeline.errors import LaunchError
 from pipeline.training.device import Laps, check_precision, fused_optimizer, to_device
 from pipeline.training.distributed import RankContext, sum_over_ranks
 from pipeline.training.engine import (
@@ -35,9 +35,6 @@ from pipeline.training.engine import (
     count_labels,
 )
 from pipeline.training.zero_state import ZeroState
-
-MAX_OPENING_STEPS = 32
-"""Empty steps tried before the optimizer's state must exist; fp16 halves its loss scale in each."""
 
 
 class DeepSpeedEngine:
@@ -145,21 +142,7 @@ class DeepSpeedEngine:
         return self._state.export(names)
 
     def import_state(self, state: EngineState) -> None:
-        """Replace parameters and optimizer state; see `Engine`.
-
-        Raises:
-            CheckpointError: The optimizer's state cannot be brought into being.
-        """
-        # DeepSpeed links moments to parameters in the first update, so one with a learning rate of
-        # zero is taken on a made-up sample; all that it changes is replaced.
-        sample = np.zeros((1, 2), dtype=np.int64)
-        batch = TokenBatch(inputs=sample, labels=sample, sample_ids=sample[:, 0])
-        tried = 0
-        while not (self._state.has_moments and tried):
-            if tried == MAX_OPENING_STEPS:
-                raise CheckpointError("the optimizer takes no step, its state cannot be restored")
-            self.train_step([batch], 0.0)
-            tried += 1
+        """Replace parameters and optimizer state; see `Engine`."""
         self._state.restore(state)
 
     def state_bytes(self) -> StateBytes:

@@ -4,7 +4,7 @@ Shapes: B micro-batch samples, T sequence tokens.
 """
 
 import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -170,6 +170,28 @@ def build_optimizer(
         eps=optimizer.epsilon,
         fused=fused,
     )
+
+
+def open_moments(optimizer: torch.optim.AdamW, masters: Iterable[torch.Tensor]) -> None:
+    """Give every master weight AdamW's state as it is before the first update.
+
+    AdamW would make it in the first update. It is made before, so that it can be exported and
+    restored at once, and so that DeepSpeed, which links moments to parameters after the first
+    group's first update, finds those of all groups.
+
+    Args:
+        optimizer: Holds the state.
+        masters: The float32 tensors that it updates.
+    """
+    for master in masters:
+        if not optimizer.state[master]:
+            # The fused kernel keeps its count beside the parameter, the plain one on the CPU.
+            count_device = master.device if optimizer.defaults["fused"] else torch.device("cpu")
+            optimizer.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32, device=count_device),
+                "exp_avg": torch.zeros_like(master, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+            }
 
 
 def count_labels(micro_batches: Sequence[TokenBatch]) -> int:

@@ -38,8 +38,8 @@ def count_skip(
     if skipped.in_a_row >= max_in_a_row:
         raise TrainingDiverged(
             f"{skipped.in_a_row} steps in a row up to step {step} had a non-finite loss or "
-            f"gradient (loss {outcome.loss}, gradient norm {outcome.grad_norm}); none was applied, the "
-            "weights are those before them. Lower train.optimizer.learning_rate, or look at the "
-            "data of these steps"
+            f"gradient (loss {outcome.loss}, gradient norm {outcome.grad_norm}); none was "
+            "applied, the weights are those before them. Lower train.optimizer.learning_rate, or "
+            "look at the data of these steps"
         )
     return skipped

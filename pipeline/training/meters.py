@@ -74,6 +74,11 @@ class StepMeter:
         """Keep the timing of a step."""
         self._timings.append(timing)
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of this attempt, warm-up included."""
+        return len(self._timings)
+
     def window(self) -> dict[str, float]:
         """Give the medians of the steps since the last call, for a training event.
 

@@ -113,7 +113,9 @@ def finish(
     """
     ranks = training.ranks
     final = evaluate(training, state)
-    state_bytes = gather_json(asdict(training.engine.state_bytes()), ranks)
+    # An attempt that only had to write the result took no step, so it measured no gradients.
+    mine = asdict(training.engine.state_bytes()) if training.meter.num_steps else None
+    state_bytes = [rank for rank in gather_json(mine, ranks) if rank is not None]
     memory = gather_json(peak_memory(ranks.device), ranks)
     metrics = _metrics(training, state, final, state_bytes, memory)
     written: Any = None
@@ -123,7 +125,7 @@ def finish(
         facts = {
             "metrics": metrics,
             "per_position_loss": final.per_position_loss,
-            "model_state_bytes": [RankStateBytes(**rank) for rank in state_bytes],
+            "model_state_bytes": [RankStateBytes(**rank) for rank in state_bytes] or None,
             "goodput": {f"{k}_seconds": v for k, v in _spent(training).items()},
         }
         result = _build_result(run_dir, training, state, manifest, facts)
@@ -165,9 +167,10 @@ def _metrics(
         metrics[name] = measured(name, spread.value, num=spread.num, spread=spread.spread)
     for name in memory[0]:
         metrics[name] = measured(name, max(rank[name] for rank in memory), num=ranks.world_size)
-    name = "memory/model_state_bytes"
-    largest = max(sum(rank.values()) for rank in state_bytes)
-    metrics[name] = measured(name, largest, num=ranks.world_size)
+    if state_bytes:
+        name = "memory/model_state_bytes"
+        largest = max(sum(rank.values()) for rank in state_bytes)
+        metrics[name] = measured(name, largest, num=ranks.world_size)
     return metrics
 
 

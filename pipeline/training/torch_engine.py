@@ -22,6 +22,7 @@ from pipeline.training.engine import (
     StepOutcome,
     build_optimizer,
     count_labels,
+    open_moments,
     storage_bytes,
 )
 
@@ -47,6 +48,7 @@ class TorchEngine:
             self._model, run.train.optimizer, fused=fused_optimizer(ranks.device)
         )
         self._parameters = dict(self._model.named_parameters())
+        open_moments(self._optimizer, self._parameters.values())
         self._ranks = ranks
         self._gradient_bytes: int | None = None
 
@@ -105,45 +107,32 @@ class TorchEngine:
     def export_state(self, names: Collection[str] | None = None) -> EngineState:
         """Give the canonical state; see `Engine`."""
         kept = {k: p for k, p in self._parameters.items() if names is None or k in names}
-        moments = {
-            moment: {k: self._moment(p, moment).cpu().clone() for k, p in kept.items()}
-            for moment in ("exp_avg", "exp_avg_sq")
-        }
-        steps = [int(state["step"]) for state in self._optimizer.state.values()]
+        states = {k: self._optimizer.state[p] for k, p in kept.items()}
         return EngineState(
             parameters={k: p.detach().cpu().clone() for k, p in kept.items()},
-            exp_avg=moments["exp_avg"],
-            exp_avg_sq=moments["exp_avg_sq"],
-            step=steps[0] if steps else 0,
+            exp_avg={k: state["exp_avg"].cpu().clone() for k, state in states.items()},
+            exp_avg_sq={k: state["exp_avg_sq"].cpu().clone() for k, state in states.items()},
+            step=int(next(iter(self._optimizer.state.values()))["step"]),
         )
-
-    def _moment(self, parameter: torch.Tensor, name: str) -> torch.Tensor:
-        state = self._optimizer.state.get(parameter)
-        return state[name] if state else torch.zeros_like(parameter)
 
     @torch.no_grad()
     def import_state(self, state: EngineState) -> None:
         """Replace parameters and optimizer state; see `Engine`."""
         for name, parameter in self._parameters.items():
             parameter.copy_(state.parameters[name])
-            self._optimizer.state[parameter] = {
-                # The fused kernel keeps its count beside the parameter, the plain one on the CPU.
-                "step": torch.tensor(
-                    float(state.step),
-                    device=parameter.device if fused_optimizer(self._ranks.device) else "cpu",
-                ),
-                "exp_avg": state.exp_avg[name].to(parameter.device, copy=True),
-                "exp_avg_sq": state.exp_avg_sq[name].to(parameter.device, copy=True),
-            }
+            moments = self._optimizer.state[parameter]
+            moments["exp_avg"].copy_(state.exp_avg[name])
+            moments["exp_avg_sq"].copy_(state.exp_avg_sq[name])
+            moments["step"].fill_(state.step)
 
     def state_bytes(self) -> StateBytes:
         """Measure this rank's model state; see `Engine`.
 
         Raises:
-            RuntimeError: No step was taken yet, so that gradients and moments do not exist.
+            RuntimeError: No step was taken yet, so that there are no gradients.
         """
         if self._gradient_bytes is None:
-            raise RuntimeError("state_bytes needs one train_step: gradients and moments come then")
+            raise RuntimeError("state_bytes needs one train_step: gradients come with it")
         state = self._optimizer.state.values()
         moments = [t for s in state for t in s.values() if isinstance(t, torch.Tensor)]
         return StateBytes(

@@ -7,7 +7,8 @@ Where DeepSpeed 0.19 keeps the float32 master weights and AdamW's moments:
   its optimizer wrapper), with the torch optimizer's state keyed by the copy;
 - stages 1 to 3: in flat partitions, reached through `safe_get_...` and `safe_set_...`. The setters
   leave the working copy stale, so it is written as well; without that the first forward would use
-  the old weights and nothing would say so.
+  the old weights and nothing would say so. Stages 1 and 2 link moments to parameters after the
+  first group of the first update, when the second group has none; `open_moments` comes before.
 """
 
 from collections.abc import Collection, Iterable
@@ -25,7 +26,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-from pipeline.training.engine import EngineState, StateBytes, storage_bytes
+from pipeline.training.engine import EngineState, StateBytes, open_moments, storage_bytes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -148,25 +149,26 @@ class ZeroState:
             else FlatState()
         )
         self._gradient_bytes = 0
-        self.reset_step(0)
+        self._open_moments()
 
-    @property
-    def has_moments(self) -> bool:
-        """Whether the optimizer's state exists; it comes into being with the first update."""
-        return bool(self._engine.basic_optimizer.state)
+    def _open_moments(self) -> None:
+        optimizer = self._engine.basic_optimizer
+        groups = optimizer.param_groups
+        # Stage 3 puts its partitions into the groups only while it updates.
+        masters = (
+            self._engine.optimizer.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else [master for group in groups for master in group["params"]]
+        )
+        open_moments(optimizer, masters)
+        if self._stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        # Stage 0 in 16 bits takes an empty step while it starts; its first real step would be
+        # corrected as a second one.
+        self._set_step(0)
 
-    @property
-    def step(self) -> int:
-        """Updates that the optimizer has applied."""
-        states = list(self._engine.basic_optimizer.state.values())
-        return int(states[0]["step"]) if states else 0
-
-    def reset_step(self, step: int) -> None:
-        """Set the count that AdamW corrects its bias by.
-
-        Stage 0 in 16 bits takes an empty step while it starts; without a reset to 0 its first real
-        step would be corrected as a second one.
-        """
+    def _set_step(self, step: int) -> None:
+        """Set the count that AdamW corrects its bias by."""
         for state in self._engine.basic_optimizer.state.values():
             state["step"].fill_(step)
 
@@ -180,28 +182,25 @@ class ZeroState:
         kept: dict[str | None, dict[str, torch.Tensor]] = {k: {} for k in (None, *MOMENTS)}
         for name, parameter in self._parameters.items():
             for moment, tensors in kept.items():
-                if moment is not None and not self.has_moments:
-                    full = torch.zeros(self._shape(parameter))
-                else:
-                    full = self._access.get(parameter, moment)
+                full = self._access.get(parameter, moment)
                 if names is None or name in names:
                     tensors[name] = full.to("cpu", torch.float32, copy=True).contiguous()
         return EngineState(
             parameters=kept[None],
             exp_avg=kept["exp_avg"],
             exp_avg_sq=kept["exp_avg_sq"],
-            step=self.step,
+            step=int(next(iter(self._engine.basic_optimizer.state.values()))["step"]),
         )
 
     @torch.no_grad()
     def restore(self, state: EngineState) -> None:
-        """Write every parameter and moment; the optimizer's state must exist."""
+        """Write every parameter and moment."""
         sources = {None: state.parameters, "exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
         for name, parameter in self._parameters.items():
             for moment, tensors in sources.items():
                 value = tensors[name].to(self._engine.device, torch.float32)
                 self._access.set(parameter, moment, value.reshape(self._shape(parameter)))
-        self.reset_step(state.step)
+        self._set_step(state.step)
 
     def _shape(self, parameter: torch.nn.Parameter) -> torch.Size:
         return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
@@ -232,10 +231,10 @@ class ZeroState:
         """Measure this rank's state; under stage 3 a parameter is this rank's part of it.
 
         Raises:
-            RuntimeError: No step was taken yet, so that gradients and moments do not exist.
+            RuntimeError: No step was taken yet, so that there are no gradients.
         """
         if not self._gradient_bytes:
-            raise RuntimeError("state_bytes needs one train_step: gradients and moments come then")
+            raise RuntimeError("state_bytes needs one train_step: gradients come with it")
         if self._stage == 3:
             parameters = [p.ds_tensor for p in self._parameters.values()]  # type: ignore[attr-defined]
             parameters += [p.data for p in self._parameters.values() if p.data.numel() > 0]

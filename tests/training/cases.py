@@ -1,12 +1,21 @@
 """Small runs, models and batches that the tests of training share."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.config.batching import BatchPlan, plan_batches
+from pipeline.config.load import dump_yaml
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenBatch
+from pipeline.data.shards import (
+    ShardManifest,
+    ShardRecord,
+    SplitName,
+    SplitRecord,
+    write_manifest,
+)
 from pipeline.models import build_model
 from pipeline.training.distributed import RankContext
 from pipeline.training.engine import Engine, build_engine
@@ -66,3 +75,44 @@ def global_batch(step: int) -> list[TokenBatch]:
 
 def my_batches(ranks: RankContext, step: int) -> list[TokenBatch]:
     return global_batch(step)[ranks.rank :: ranks.world_size]
+
+
+def write_prepared(directory: Path, train_tokens: int = 6000, validation_tokens: int = 410) -> Path:
+    """Write shards of a learnable text: runs of ids that rise by one, in documents of 40 tokens."""
+    directory.mkdir(parents=True)
+    generator = np.random.default_rng(5)
+    splits: dict[SplitName, SplitRecord] = {}
+    sizes: dict[SplitName, int] = {"train": train_tokens, "validation": validation_tokens}
+    for split, num_tokens in sizes.items():
+        tokens = np.add.outer(generator.integers(0, VOCAB_SIZE, num_tokens // 40 + 1), range(40))
+        tokens = tokens % (VOCAB_SIZE - 1) + 1
+        tokens[:, -1] = 0
+        data = tokens.astype("<u2").tobytes()[: 2 * num_tokens]
+        (directory / f"{split}-00000.bin").write_bytes(data)
+        shard = ShardRecord(
+            name=f"{split}-00000", sha256="0" * 64, index_sha256="0" * 64, tokens=num_tokens,
+            documents=num_tokens // 40, text_bytes=3 * num_tokens, sources=[],
+        )  # fmt: skip
+        splits[split] = SplitRecord(
+            tokens=num_tokens, documents=shard.documents, text_bytes=shard.text_bytes,
+            shards=[shard],
+        )  # fmt: skip
+    token_bytes = np.arange(VOCAB_SIZE, dtype=np.int32) % 5 + 1
+    token_bytes[0] = 0
+    np.save(directory / "token_bytes.npy", token_bytes)
+    write_manifest(
+        ShardManifest(
+            fingerprint="f" * 16, recipe={}, vocab_size=VOCAB_SIZE, dtype="uint16",
+            end_of_document="<|endoftext|>", end_of_document_id=0, tokenizer_sha256="0" * 64,
+            token_bytes_sha256="0" * 64, encoder="tokenizers", encoder_version="0", splits=splits,
+            dropped_documents={}, directory=directory,
+        )
+    )  # fmt: skip
+    return directory
+
+
+def write_run(run_dir: Path, prepared_dir: Path, run: RunConfig) -> Path:
+    run_dir.mkdir(parents=True)
+    data = run.data.model_copy(update={"prepared_dir": prepared_dir, "output_dir": prepared_dir})
+    (run_dir / "run.yaml").write_text(dump_yaml(run.model_copy(update={"data": data})))
+    return run_dir

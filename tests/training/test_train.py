@@ -1,0 +1,241 @@
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.schema import RunConfig
+from pipeline.errors import CheckpointError, ConfigError, DataError, PipelineError
+from pipeline.tracking.events import Event, read_events, surviving_events
+from pipeline.tracking.store import RunResult, read_result, read_verdict
+from pipeline.training.checkpoint_files import list_checkpoints, verify_checkpoint
+from pipeline.training.distributed import RankContext
+from pipeline.training.train import train
+from tests.training.cases import GLOBAL_BATCH_SAMPLES, SEQUENCE_TOKENS, small_run, write_prepared
+from tests.training.cases import write_run as write_run_dir
+from tests.training.rank_pool import RankPool
+
+pytestmark = pytest.mark.slow
+NUM_STEPS = 12
+HALF = 6
+
+
+def train_rank(ranks: RankContext, run_dir: Path, stop_after_steps: int | None = None) -> Any:
+    """Train in a group that exists already, as under Ray; give the result or our own error."""
+    try:
+        return train(run_dir, stop_after_steps)
+    except PipelineError as exc:
+        return exc
+
+
+@pytest.fixture(scope="module")
+def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prepared(tmp_path_factory.mktemp("data") / "prepared")
+
+
+@dataclass(frozen=True)
+class Runs:
+    root: Path
+    prepared_dir: Path
+
+    def make(self, name: str, run: RunConfig) -> Path:
+        return write_run_dir(self.root / name, self.prepared_dir, run)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, prepared_dir: Path) -> Runs:
+    return Runs(tmp_path, prepared_dir)
+
+
+def every_step(family: str, stage: int, **fields: Any) -> RunConfig:
+    batch_tokens = GLOBAL_BATCH_SAMPLES * SEQUENCE_TOKENS
+    train = {"total_tokens": NUM_STEPS * batch_tokens, "optimizer": {"learning_rate": 3e-3}}
+    fields = {"eval": {"every_steps": 5}, "tracking": {"log_every_steps": 1}} | fields
+    return small_run(family, stage, train=train, **fields)
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {e.step: e.values["train/loss"] for e in lineage(run_dir) if e.kind == "train"}
+
+
+def lineage(run_dir: Path) -> list[Event]:
+    return surviving_events(read_events(run_dir / "events.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("family", "stage"),
+    [("gpt", 0), ("gpt", 1), ("gpt", 2), ("gpt", 3), ("lstm_attention", 0), ("lstm_attention", 3)],
+)
+def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
+    two_ranks: RankPool, runs: Runs, family: str, stage: int
+) -> None:
+    run = every_step(family, stage)
+    whole, halves = runs.make("whole", run), runs.make("halves", run)
+    assert isinstance(two_ranks.run(train_rank, whole)[0], RunResult)
+    assert two_ranks.run(train_rank, halves, HALF) == [None, None]
+    assert read_verdict(halves) == "stopped"
+    assert json.loads((halves / "stopped.json").read_text())["step"] == HALF
+    resumed = two_ranks.run(train_rank, halves)
+
+    assert read_verdict(halves) == "complete"
+    assert not (halves / "stopped.json").exists()
+    assert losses(halves) == losses(whole)
+    assert sorted(losses(whole)) == list(range(1, NUM_STEPS + 1))
+    assert resumed[0] == resumed[1] == read_result(halves)
+    assert resumed[0].attempts == 2
+    assert resumed[0].per_position_loss == read_result(whole).per_position_loss
+    hashes = [{f.name: f.sha256 for f in manifest_of(d).files} for d in (whole, halves)]
+    assert hashes[0] == hashes[1]
+
+
+def manifest_of(run_dir: Path) -> Any:
+    return verify_checkpoint(list_checkpoints(run_dir)[0])
+
+
+def test_run_that_moves_to_another_stage_and_world_size_stays_on_its_curve(
+    two_ranks: RankPool, one_rank: RankPool, runs: Runs
+) -> None:
+    whole = runs.make("whole", every_step("lstm_attention", 1))
+    two_ranks.run(train_rank, whole)
+    moved = runs.make("moved", every_step("lstm_attention", 1))
+    two_ranks.run(train_rank, moved, HALF)
+    one_rank.run(train_rank, moved)
+    assert losses(moved) == pytest.approx(losses(whole), rel=1e-5)
+    assert read_result(moved).world_size == 1
+
+
+def test_result_and_events_hold_what_was_measured(two_ranks: RankPool, runs: Runs) -> None:
+    run_dir = runs.make("run", every_step("gpt", 1))
+    result = two_ranks.run(train_rank, run_dir)[0]
+
+    assert losses(run_dir)[1] == pytest.approx(4.11, abs=0.1)
+    assert losses(run_dir)[NUM_STEPS] < losses(run_dir)[1] - 0.4
+    assert result.steps == NUM_STEPS
+    assert result.tokens == NUM_STEPS * GLOBAL_BATCH_SAMPLES * SEQUENCE_TOKENS
+    assert len(result.per_position_loss) == SEQUENCE_TOKENS
+    assert [len(result.model_state_bytes), result.world_size, result.zero_stage] == [2, 2, 1]
+    for name in ("perf/tokens_per_second", "perf/step_seconds", "perf/slowest_rank_ratio"):
+        assert result.metrics[name].num == NUM_STEPS - 3
+        assert result.metrics[name].spread is not None
+    assert result.metrics["memory/peak_bytes"].value > 50_000_000
+    assert result.metrics["eval/loss"].num == 409
+    assert "perf/mfu_fraction" not in result.metrics
+    parts = {k: v for k, v in result.goodput.items() if k != "wall_seconds"}
+    assert sum(parts.values()) == pytest.approx(result.goodput["wall_seconds"], rel=0.01)
+
+    kinds = [(e.kind, e.step) for e in lineage(run_dir) if e.kind != "train"]
+    assert kinds == [
+        ("start", 0), ("eval", 5), ("eval", 10), ("checkpoint", 12), ("eval", 12), ("finish", 12)
+    ]  # fmt: skip
+    last = [e for e in lineage(run_dir) if e.kind == "train"][-1].metrics
+    assert last["progress/tokens"] == result.tokens
+    assert 0.0 < last["perf/forward_seconds"] < last["perf/step_seconds"]
+    assert last["train/bits_per_byte"] > 0.0
+    assert len(list(run_dir.glob("events.*.jsonl"))) == 1
+
+
+def test_finished_run_is_not_trained_again(two_ranks: RankPool, runs: Runs) -> None:
+    run_dir = runs.make("run", every_step("gpt", 0))
+    first = two_ranks.run(train_rank, run_dir)
+    before = (run_dir / "events.jsonl").read_bytes()
+    assert two_ranks.run(train_rank, run_dir) == first
+    assert (run_dir / "events.jsonl").read_bytes() == before
+
+
+def test_stop_file_stops_all_ranks_with_a_checkpoint(two_ranks: RankPool, runs: Runs) -> None:
+    run_dir = runs.make("run", every_step("gpt", 2))
+    (run_dir / "stop.request").touch()
+    assert two_ranks.run(train_rank, run_dir) == [None, None]
+    stopped = json.loads((run_dir / "stopped.json").read_text())
+    assert stopped["reason"] == "request"
+    assert manifest_of(run_dir).step == stopped["step"] == 0
+
+
+def send_signal_and_train(ranks: RankContext, run_dir: Path, marker: Path) -> Any:
+    """Let rank 1 alone be asked to stop, as DeepSpeed's launcher asks ranks one by one."""
+    if ranks.rank == 1:
+        # The handler stands once the group trains, so the signal comes from another process.
+        script = f"while [ ! -s {marker} ]; do sleep 0.01; done; kill -TERM {os.getpid()}"
+        child = os.posix_spawn("/bin/sh", ["sh", "-c", script], dict(os.environ))
+        result = train_rank(ranks, run_dir)
+        os.waitpid(child, 0)
+        return result
+    return train_rank(ranks, run_dir)
+
+
+def test_signal_to_one_rank_stops_all_at_one_step(two_ranks: RankPool, runs: Runs) -> None:
+    run = every_step("gpt", 1)
+    long = run.train.model_copy(update={"total_tokens": 4000 * run.train.global_batch_tokens})
+    run_dir = runs.make("run", run.model_copy(update={"train": long}))
+    results = two_ranks.run(send_signal_and_train, run_dir, run_dir / "events.jsonl")
+    assert results == [None, None]
+    stopped = json.loads((run_dir / "stopped.json").read_text())
+    assert stopped["reason"] == "signal"
+    assert manifest_of(run_dir).step == stopped["step"] == max(losses(run_dir))
+
+
+def test_damaged_checkpoint_is_passed_over_and_named(two_ranks: RankPool, runs: Runs) -> None:
+    run = every_step("gpt", 1, checkpoint={"every_steps": 3})
+    whole, halves = runs.make("whole", run), runs.make("halves", run)
+    two_ranks.run(train_rank, whole)
+    two_ranks.run(train_rank, halves, 9)
+    newest, older = list_checkpoints(halves)
+    assert [newest.name, older.name] == ["step-00000009", "step-00000006"]
+    damaged = sorted(newest.glob("exp_avg-*.safetensors"))[1]
+    flip_a_byte(damaged)
+
+    two_ranks.run(train_rank, halves)
+    resume = next(e for e in read_events(halves / "events.jsonl") if e.kind == "resume")
+    assert resume.step == 6
+    assert damaged.name in resume.values["passed_over"][0]
+    assert losses(halves) == losses(whole)
+    assert [p.name for p in list_checkpoints(halves)] == ["step-00000012", "step-00000009"]
+    for checkpoint in list_checkpoints(halves):
+        verify_checkpoint(checkpoint)
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_resume_without_an_intact_checkpoint_is_an_error(two_ranks: RankPool, runs: Runs) -> None:
+    run_dir = runs.make("run", every_step("gpt", 1))
+    two_ranks.run(train_rank, run_dir, 3)
+    (list_checkpoints(run_dir)[0] / "manifest.json").unlink()
+    errors = two_ranks.run(train_rank, run_dir)
+    assert all(isinstance(e, CheckpointError) and "none is intact" in str(e) for e in errors)
+
+
+@pytest.mark.parametrize("stop_after_steps", [3, None], ids=["stopped", "finished"])
+def test_directory_of_another_config_is_refused(
+    two_ranks: RankPool, runs: Runs, stop_after_steps: int | None
+) -> None:
+    run_dir = runs.make("run", every_step("gpt", 1))
+    two_ranks.run(train_rank, run_dir, stop_after_steps)
+    text = (run_dir / "run.yaml").read_text()
+    (run_dir / "run.yaml").write_text(text.replace("seed: 0", "seed: 1"))
+    errors = two_ranks.run(train_rank, run_dir)
+    assert all(isinstance(e, ConfigError) and "another config" in str(e) for e in errors)
+
+
+def test_rank_without_shards_names_the_command_to_run(one_rank: RankPool, runs: Runs) -> None:
+    run = every_step("gpt", 0)
+    unnamed = runs.make("unnamed", run)
+    tree = (unnamed / "run.yaml").read_text().replace(str(runs.prepared_dir), "/nowhere")
+    (unnamed / "run.yaml").write_text(tree)
+    error = one_rank.run(train_rank, unnamed)[0]
+    assert isinstance(error, DataError)
+    assert "python -m launch prepare" in str(error)
+
+
+def test_global_batch_that_does_not_divide_over_the_ranks_is_refused(
+    two_ranks: RankPool, runs: Runs
+) -> None:
+    train = {"global_batch_tokens": 3 * 2 * 16, "total_tokens": 96, "micro_batch_samples": 2}
+    run_dir = runs.make("run", small_run("gpt", 0, train=train))
+    errors = two_ranks.run(train_rank, run_dir)
+    assert all(isinstance(e, ConfigError) and "world(2)" in str(e) for e in errors)
