@@ -30,6 +30,7 @@ from pipeline.data.shards import (
 from pipeline.data.sources import (
     Source,
     Split,
+    absolute_source,
     build_source,
     first_texts,
     sample_documents,
@@ -178,7 +179,7 @@ def _prepare_afresh(
         write_atomic(directory / TOKENIZER_NAME, tokenizer.tokenizer_json.encode())
         write_atomic(directory / TOKEN_BYTES_NAME, npy_bytes(tokenizer.token_bytes))
         job = ShardJob(
-            source=data.source,
+            source=absolute_source(data.source),
             directory=directory,
             tokenizer_json=tokenizer.tokenizer_json,
             encoder=choice.name,
@@ -223,7 +224,7 @@ def _make_tokenizer(
 
 
 def _collect(splits: list[Split], job: ShardJob, on_event: OnEvent) -> list[SplitResult]:
-    on_event("starting Ray")
+    on_event("starting Ray, or joining the one that is there")
     results: list[SplitResult] = []
     with ray_session():
         on_event(f"tokenizing the source, cut into {len(splits)}")

@@ -241,6 +241,13 @@ def build_source(config: SourceConfig) -> Source:
     return cast(Source, getattr(import_module(module), name)(config))
 
 
+def absolute_source(config: SourceConfig) -> SourceConfig:
+    """Give the config with a local path made absolute: workers may stand in another directory."""
+    if config.path is None or not Path(config.path).expanduser().exists():
+        return config
+    return config.model_copy(update={"path": str(Path(config.path).expanduser().absolute())})
+
+
 def sample_documents(source: Source, splits: list[Split]) -> Iterator[Document]:
     """Yield the beginning of every split, to train a tokenizer on."""
     for split in splits:
