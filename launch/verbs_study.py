@@ -83,6 +83,7 @@ def load(config: Path, overrides: list[str], launcher: str | None) -> "StudyConf
     from launch.environment import check_output_is_stated, detect_accelerator
     from pipeline.config.cluster import check_run_on_cluster
     from pipeline.config.load import load_study
+    from pipeline.probes.params import check_probe
     from pipeline.study.plan import plan_study
 
     if launcher is not None:
@@ -91,8 +92,11 @@ def load(config: Path, overrides: list[str], launcher: str | None) -> "StudyConf
     loaded = load_study(config, overrides)
     cluster = for_ray_job(loaded.cluster)
     accelerator = detect_accelerator(cluster.accelerator)
-    for run in plan_study(loaded).families.values():
+    plan = plan_study(loaded)
+    for run in plan.families.values():
         check_run_on_cluster(run, cluster.num_workers, accelerator)
+    for cell in plan.probe_cells:
+        check_probe(cell.probe, cell.params, cell.runs, cell.num_workers)
     return loaded.model_copy(update={"cluster": cluster})
 
 

@@ -5,20 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline.config.explain import validate
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import ShardManifest, load_manifest
 from pipeline.errors import ConfigError
+from pipeline.probes.params import ProbeParams
 from pipeline.training.distributed import RankContext
-
-
-class ProbeParams(BaseModel):
-    """Arguments of a probe: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
 
 ParamsType = TypeVar("ParamsType", bound=ProbeParams)
 

@@ -4,23 +4,15 @@ import gc
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
 from pipeline.config.batching import plan_batches
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
 from pipeline.data.shards import ShardSet
 from pipeline.models import build_model
-from pipeline.probes.context import ProbeContext, ProbeParams, load_prepared
+from pipeline.probes.context import ProbeContext, load_prepared
+from pipeline.probes.params import ModelStateParams, at_stage
 from pipeline.training.distributed import gather_json
 from pipeline.training.engine import build_engine
-
-
-class ModelStateParams(ProbeParams):
-    """Arguments of the model-state probe."""
-
-    stages: list[int] = Field(default=[0, 1, 2, 3], min_length=1)
-    """ZeRO stages to measure, each with an engine of its own."""
 
 
 def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, Any]]:
@@ -42,16 +34,11 @@ def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, 
     for label, base in runs.items():
         for stage in params.stages:
             context.on_event(f"measure {label} at ZeRO stage {stage}")
-            run = _at_stage(base, stage)
+            run = at_stage(base, stage)
             records += [{"label": label, **record} for record in _measure(run, context)]
             # An engine holds cycles; the next one must not stand beside it.
             gc.collect()
     return records
-
-
-def _at_stage(run: RunConfig, stage: int) -> RunConfig:
-    zero = {**run.zero.model_dump(), "stage": stage}
-    return RunConfig.model_validate({**run.model_dump(), "zero": zero})
 
 
 def _measure(run: RunConfig, context: ProbeContext) -> list[dict[str, Any]]:

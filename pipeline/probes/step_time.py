@@ -11,31 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
-
 from pipeline.config.batching import BatchPlan
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
 from pipeline.data.shards import ShardSet
-from pipeline.errors import ConfigError
 from pipeline.models import build_model
-from pipeline.probes.context import ProbeContext, ProbeParams, load_prepared
+from pipeline.probes.context import ProbeContext, load_prepared
+from pipeline.probes.params import StepTimeParams, plan_arms
 from pipeline.training.device import synchronize
 from pipeline.training.distributed import RankContext, barrier
 from pipeline.training.engine import Engine, build_engine
-
-
-class StepTimeParams(ProbeParams):
-    """Arguments of the step-time probe."""
-
-    tokens_per_step: int = Field(ge=1)
-    """Tokens of one step over all ranks, the same for every arm."""
-    sequence_tokens: list[int] = Field(min_length=1)
-    """Sequence lengths T to visit; each times the ranks divides `tokens_per_step`."""
-    repeats: int = Field(ge=1)
-    """Timed steps of each arm, one a round."""
-    warmup_steps: int = Field(default=1, ge=1)
-    """Untimed steps of each arm before the first round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +49,7 @@ def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, 
         ConfigError: A length does not divide the tokens of a step, or exceeds the positions.
     """
     params = context.parse_params(StepTimeParams)
-    plans = [_plan_arm(length, params, context.ranks) for length in params.sequence_tokens]
+    plans = plan_arms(params, runs, context.ranks.world_size)
     arms = [arm for label, run in runs.items() for arm in _build_arms(label, run, plans, context)]
     records = []
     warmup_seconds = {}
@@ -88,32 +73,10 @@ def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, 
     return records
 
 
-def _plan_arm(sequence_tokens: int, params: StepTimeParams, ranks: RankContext) -> BatchPlan:
-    round_tokens = sequence_tokens * ranks.world_size
-    if params.tokens_per_step % round_tokens:
-        nearest = max(1, params.tokens_per_step // round_tokens) * round_tokens
-        raise ConfigError(
-            f"params.tokens_per_step={params.tokens_per_step} is not a multiple of "
-            f"seq({sequence_tokens}) x world({ranks.world_size})={round_tokens}; nearest: {nearest}"
-        )
-    return BatchPlan(
-        world_size=ranks.world_size,
-        micro_batch_samples=params.tokens_per_step // round_tokens,
-        accumulation_steps=1,
-        sequence_tokens=sequence_tokens,
-    )
-
-
 def _build_arms(
     label: str, run: RunConfig, plans: list[BatchPlan], context: ProbeContext
 ) -> list[Arm]:
     """Build one engine for all lengths of a family: weights and state do not depend on them."""
-    longest = max(plan.sequence_tokens for plan in plans)
-    if longest > run.model.max_positions:
-        raise ConfigError(
-            f"params.sequence_tokens={longest} is longer than families.{label}.model."
-            f"max_positions={run.model.max_positions}; nearest: {run.model.max_positions}"
-        )
     context.on_event(f"build {label}")
     manifest = load_prepared(run)
     model = build_model(run.model, manifest.vocab_size, run.seed)

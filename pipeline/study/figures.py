@@ -16,15 +16,12 @@ from pipeline.study.series import LossCurve, PositionBin, StateBytes, StepTimes
 Figure = go.Figure
 
 FORMULA_MARKS = {
-    "published": ("formula, published", "#000000"),
-    "total": ("formula with master weights", "#b3202c"),
+    "total": ("closed form with master weights", INK, "solid"),
+    "published": ("published formula", INK, "dot"),
 }
+"""Closed form to name, colour and dash of its marks."""
 
-CONFIG = {
-    "displaylogo": False,
-    "responsive": True,
-    "modeBarButtonsToRemove": ["lasso2d", "select2d"],
-}
+CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,31 +147,28 @@ def draw_throughput(families: Sequence[FamilyCurves]) -> go.Figure:
 def draw_state(
     states: Sequence[StateBytes], names: Mapping[str, str], hues: Mapping[str, Hue]
 ) -> go.Figure:
-    """Draw model state by ZeRO stage, one panel for each world size, with the formula beside it."""
+    """Draw model state by ZeRO stage, a panel for each world size, with the closed form on top."""
     world_sizes = sorted({state.world_size for state in states})
-    titles = [f"{size} rank{'s' if size > 1 else ''}" for size in world_sizes]
+    titles = [f"<b>{size} rank{'s' if size > 1 else ''}</b>" for size in world_sizes]
     figure = make_subplots(
         rows=1, cols=len(world_sizes), shared_yaxes=True, subplot_titles=titles,
         horizontal_spacing=0.04,
     )  # fmt: skip
+    width = 0.8 / len(names)
     for column, world_size in enumerate(world_sizes, start=1):
-        cells = [state for state in states if state.world_size == world_size]
-        for label, name in names.items():
-            own = sorted((s for s in cells if s.label == label), key=lambda s: s.zero_stage)
-            if own:
-                _add_state_bars(figure, own, name, hues[label], column)
-        cells = sorted(cells, key=lambda s: (s.zero_stage, list(names).index(s.label)))
-        for part, (name, dash) in FORMULA_MARKS.items():
-            figure.add_scatter(
-                x=_state_axis(cells, names), y=[getattr(s.formula, part) / 2**20 for s in cells],
-                name=name, mode="markers", legendgroup=part, showlegend=column == 1,
-                marker={"symbol": "line-ew", "size": 26, "line": {"width": 2.5, "color": dash}},
-                hovertemplate="%{y:.2f} MiB<extra>" + name + "</extra>", row=1, col=column,
-            )  # fmt: skip
-    figure.update_layout(barmode="stack", bargap=0.18)
-    figure.update_yaxes(rangemode="tozero")
+        for index, (label, name) in enumerate(names.items()):
+            own = [s for s in states if (s.label, s.world_size) == (label, world_size)]
+            shift = (index - (len(names) - 1) / 2) * width
+            slots = [state.zero_stage + shift for state in own]
+            _add_state_bars(figure, own, name, hues[label], (slots, 0.9 * width, column))
+            _add_formula_marks(figure, own, (slots, 0.9 * width, column), index == 0)
+    figure.update_layout(barmode="stack")
     _finish(figure, x_title="", y_title="")
+    stages = sorted({state.zero_stage for state in states})
+    figure.update_xaxes(tickvals=stages, ticktext=[f"ZeRO stage {n}" for n in stages])
+    figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(title_text="MiB a rank", row=1, col=1)
+    figure.update_layout(height=460, legend={"y": -0.12, "yanchor": "top", "traceorder": "normal"})
     return figure
 
 
@@ -189,7 +183,9 @@ def draw_bars(values: Mapping[str, float], hues: Mapping[str, Hue], unit: str) -
         )  # fmt: skip
     figure.update_xaxes(rangemode="tozero", tickformat=",")
     figure.update_yaxes(autorange="reversed")
-    return _finish(figure, x_title=unit, y_title="")
+    _finish(figure, x_title=unit, y_title="")
+    figure.update_layout(height=90 + 48 * len(values), bargap=0.35)
+    return figure
 
 
 def draw_shares(seconds: Mapping[str, float], colours: Mapping[str, str]) -> go.Figure:
@@ -228,27 +224,43 @@ def library_script() -> str:
     return str(plotly.offline.get_plotlyjs())
 
 
+Slots = tuple[list[float], float, int]
+"""Centres of some bars, their width, and the column of their panel."""
+
+
 def _add_state_bars(
-    figure: go.Figure, own: Sequence[StateBytes], name: str, hue: Hue, column: int
+    figure: go.Figure, own: Sequence[StateBytes], name: str, hue: Hue, slots: Slots
 ) -> None:
-    parts = {"parameters": hue.dark, "gradients": hue.base, "optimizer": hue.light}
-    for part, colour in parts.items():
+    centres, width, column = slots
+    for part, colour in {
+        "parameters": hue.dark, "gradients": hue.base, "optimizer": hue.light,
+    }.items():  # fmt: skip
         figure.add_bar(
-            x=_state_axis(own, {s.label: name for s in own}),
-            y=[getattr(s, part) / 2**20 for s in own],
+            x=centres, y=[getattr(s, part) / 2**20 for s in own], width=width,
             name=f"{name}: {part}", legendgroup=f"{name}: {part}", showlegend=column == 1,
             marker={"color": colour}, row=1, col=column,
             hovertemplate="%{y:.2f} MiB measured<extra>" + f"{name}: {part}" + "</extra>",
         )  # fmt: skip
 
 
-def _state_axis(states: Sequence[StateBytes], names: Mapping[str, str]) -> list[list[str]]:
-    short = {name: name.split(" ")[0] for name in names.values()}
-    distinct = len(set(short.values())) == len(short)
-    return [
-        [f"stage {s.zero_stage}" for s in states],
-        [short[names[s.label]] if distinct else names[s.label] for s in states],
-    ]
+def _add_formula_marks(
+    figure: go.Figure, own: Sequence[StateBytes], slots: Slots, is_first: bool
+) -> None:
+    """Draw a short line across each bar at the bytes of each closed form."""
+    centres, width, column = slots
+    for part, (name, colour, dash) in FORMULA_MARKS.items():
+        x: list[float | None] = []
+        y: list[float | None] = []
+        for centre, state in zip(centres, own, strict=True):
+            height = getattr(state.formula, part) / 2**20
+            x += [centre - width / 2, centre + width / 2, None]
+            y += [height, height, None]
+        figure.add_scatter(
+            x=x, y=y, name=name, mode="lines", legendgroup=part,
+            showlegend=is_first and column == 1, row=1, col=column,
+            line={"color": colour, "width": 2.5, "dash": dash},
+            hovertemplate="%{y:.2f} MiB<extra>" + name + "</extra>",
+        )  # fmt: skip
 
 
 def _error_bars(half_widths: Sequence[float | None], colour: str) -> dict[str, object]:

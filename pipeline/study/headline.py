@@ -82,23 +82,17 @@ def _say_loss(
 def _say_throughput(
     records: StudyRecords, comparison: Comparison, own: FamilyResult, reference: FamilyResult
 ) -> list[str]:
-    if comparison.throughput_ratio is None:
+    speeds = (own.tokens_per_second, reference.tokens_per_second)
+    if comparison.throughput_ratio is None or speeds[0] is None or speeds[1] is None:
         return []
-    assert own.tokens_per_second is not None
-    assert reference.tokens_per_second is not None
     record = records.runs_of(own.label)[0]
-    ratio = comparison.throughput_ratio
-    faster, slower, factor = own, reference, ratio
-    if ratio < 1:
-        faster, slower, factor = reference, own, 1 / ratio
-    assert faster.tokens_per_second is not None
-    assert slower.tokens_per_second is not None
     return [
-        f"Speed. Trained on {record.result.world_size} ranks at "
-        f"{record.config.train.sequence_tokens} tokens a sequence, {faster.display_name} processes "
-        f"{say_count(faster.tokens_per_second.value)} tokens/s and {slower.display_name} "
-        f"{say_count(slower.tokens_per_second.value)} (medians over the steps), a ratio of "
-        f"{factor:.2f}."
+        f"Speed. In training on {record.result.world_size} ranks at "
+        f"{record.config.train.sequence_tokens} tokens a sequence, {reference.display_name} "
+        f"processes {say_count(speeds[1].value)} and {own.display_name} "
+        f"{say_count(speeds[0].value)} tokens/s (medians over the steps), "
+        f"{comparison.throughput_ratio:.2f} times as many. The runs followed each other, so "
+        f"whatever else the machine did is in this ratio."
     ]
 
 
@@ -174,13 +168,14 @@ def _say_state(states: Sequence[StateBytes], names: dict[str, str]) -> list[str]
         return []
     saved = 1.0 - own[3].total / own[0].total
     largest = max(states, key=lambda s: abs(s.excess_fraction))
+    percent = say_number(abs(100 * largest.excess_fraction), 1)
+    ranks = f"{largest.world_size} rank{'s' if largest.world_size > 1 else ''}"
+    where = f" (largest difference: stage {largest.zero_stage} on {ranks})"
     return [
         f"Memory. With {world_size} ranks, ZeRO stage 3 holds {say_bytes(own[3].total)} of model "
         f"state a rank where stage 0 holds {say_bytes(own[0].total)} ({names[label]}), "
-        f"{saved:.0%} less. The closed form, DeepSpeed's master weights included, is met within "
-        f"{say_number(abs(100 * largest.excess_fraction), 1)}% everywhere; the largest difference "
-        f"is at stage {largest.zero_stage} on {largest.world_size} "
-        f"rank{'s' if largest.world_size > 1 else ''}."
+        f"{saved:.0%} less. The closed form, which counts DeepSpeed's master weights, is met "
+        f"within {percent}%{where if percent != '0.0' else ''}."
     ]
 
 

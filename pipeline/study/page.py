@@ -1,7 +1,7 @@
 """From sections of words, tables and charts to one HTML page and one Markdown file."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.study.palette import FONT, GRID, INK, MUTED
@@ -41,13 +41,22 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A number that stands on top of a report."""
+
+    name: str
+    value: str
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """A whole report."""
 
     title: str
     subtitle: str
     status: str
-    facts: Mapping[str, str]
+    facts: Sequence[Fact]
     """The few numbers that stand on top."""
     findings: Sequence[str]
     """Sentences that begin with a topic and a full stop."""
@@ -57,8 +66,9 @@ class Page:
 def render_html(page: Page, library_script: str) -> str:
     """Give a page that opens offline: style, script and data all stand inside."""
     facts = "".join(
-        f"<div class='fact'><span>{_text(name)}</span><strong>{_text(value)}</strong></div>"
-        for name, value in page.facts.items()
+        f"<div class='fact'><span>{_text(fact.name)}</span>"
+        f"<strong>{_text(fact.value)}</strong> <em>{_text(fact.unit)}</em></div>"
+        for fact in page.facts
     )
     findings = "".join(f"<li>{_lead(text)}</li>" for text in page.findings)
     links = "".join(f"<a href='#{_anchor(s.title)}'>{_text(s.title)}</a>" for s in page.sections)
@@ -81,7 +91,7 @@ def render_html(page: Page, library_script: str) -> str:
 def render_markdown(page: Page) -> str:
     """Give the words and tables of a page; charts stand as their captions."""
     lines = [f"# {page.title}", "", page.subtitle, "", f"Status: **{page.status}**", ""]
-    lines += [f"- {name}: {value}" for name, value in page.facts.items()]
+    lines += [f"- {fact.name}: {fact.value} {fact.unit}".rstrip() for fact in page.facts]
     lines += ["", "## What was found", "", *(f"- {text}" for text in page.findings)]
     for section in page.sections:
         lines += ["", f"## {section.title}"]
@@ -169,7 +179,7 @@ h2 {{ font-size: 22px; margin: 0 0 10px; letter-spacing: -0.005em; }}
 h3 {{ font-size: 16px; margin: 0 0 4px; }}
 p {{ margin: 0 0 12px; max-width: 88ch; }}
 ul {{ margin: 0 0 12px; padding-left: 22px; }}
-li {{ margin: 0 0 8px; max-width: 96ch; }}
+li {{ margin: 0 0 8px; max-width: 112ch; }}
 .subtitle {{ color: {MUTED}; font-size: 17px; margin-bottom: 20px; }}
 .badge {{ position: absolute; right: 0; top: 6px; margin: 0; padding: 3px 14px;
   border-radius: 999px; font-size: 14px; font-weight: 600; background: #fbe9e7; color: #8c1d18; }}
@@ -179,7 +189,8 @@ li {{ margin: 0 0 8px; max-width: 96ch; }}
 .fact, section {{ background: #fff; border: 1px solid {GRID}; border-radius: 12px; }}
 .fact {{ padding: 12px 16px; }}
 .fact span {{ display: block; color: {MUTED}; font-size: 13px; }}
-.fact strong {{ font-size: 20px; font-weight: 600; font-variant-numeric: tabular-nums; }}
+.fact strong {{ font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums; }}
+.fact em {{ color: {MUTED}; font-size: 13px; font-style: normal; }}
 section {{ padding: 24px 28px; margin-bottom: 20px; scroll-margin-top: 12px; }}
 .findings {{ border-left: 5px solid #2f6f4f; }}
 .findings ul {{ list-style: none; padding: 0; margin: 0; }}
@@ -191,11 +202,12 @@ nav a:hover {{ color: {INK}; text-decoration: underline; }}
   margin-top: 16px; }}
 figure {{ margin: 0; min-width: 0; }}
 figure.wide {{ grid-column: 1 / -1; }}
-figcaption, .note {{ color: {MUTED}; font-size: 13.5px; line-height: 1.45; margin-top: 4px; }}
+figcaption, .note {{ color: {MUTED}; font-size: 13.5px; line-height: 1.45; margin-top: 4px;
+  max-width: none; }}
 .table {{ overflow-x: auto; margin-top: 16px; }}
-table {{ border-collapse: collapse; font-size: 14px; width: 100%;
+table {{ border-collapse: collapse; font-size: 13.5px; width: 100%;
   font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: left; padding: 7px 12px; border-bottom: 1px solid {GRID};
+th, td {{ text-align: left; padding: 6px 10px; border-bottom: 1px solid {GRID};
   vertical-align: top; }}
 th {{ color: {MUTED}; font-weight: 600; vertical-align: bottom; border-bottom: 2px solid {GRID}; }}
 td {{ white-space: nowrap; }}

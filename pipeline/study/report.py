@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.study import figures
 from pipeline.study.figures import FamilyCurves
 from pipeline.study.outcome import FamilyResult, StudyResult, WallTime
-from pipeline.study.page import Chart, Page, Section, Table, render_html, render_markdown
+from pipeline.study.page import Chart, Fact, Page, Section, Table, render_html, render_markdown
 from pipeline.study.palette import HUES, PHASE_COLOURS, Hue
 from pipeline.study.prose import how_to_read, limits, say_wall_time, subtitle
 from pipeline.study.records import StudyRecords
@@ -123,20 +123,26 @@ class ReportBuilder:
         div = figures.to_html(figure, name)
         return Chart(name=name, title=title, caption=caption, div=div, is_wide=is_wide)
 
-    def _facts(self) -> dict[str, str]:
-        facts = {}
+    def _facts(self) -> list[Fact]:
+        facts = []
         for family in self.result.families:
             if family.loss is not None:
-                facts[f"{family.display_name}, loss"] = f"{say_estimate(family.loss, 3)} nats/token"
+                loss = say_estimate(family.loss, 3)
+                facts.append(
+                    Fact(name=f"{family.display_name}: loss", value=loss, unit="nats/token")
+                )
+        if self.result.baseline is not None:
+            floor = f"{self.result.baseline.unigram_entropy_nats:.3f}"
+            facts.append(Fact(name="Unigram entropy", value=floor, unit="nats/token"))
         for family in self.result.families:
             if family.tokens_per_second is not None:
                 speed = say_count(family.tokens_per_second.value)
-                facts[f"{family.display_name}, speed"] = f"{speed} tokens/s"
-        if self.result.baseline is not None:
-            floor = self.result.baseline.unigram_entropy_nats
-            facts["Unigram entropy"] = f"{floor:.3f} nats/token"
+                facts.append(
+                    Fact(name=f"{family.display_name}: speed", value=speed, unit="tokens/s")
+                )
         if self.result.wall_time.total_seconds > 0:
-            facts["Time of the cells"] = say_seconds(self.result.wall_time.total_seconds)
+            seconds = say_seconds(self.result.wall_time.total_seconds)
+            facts.append(Fact(name="Time of all cells", value=seconds, unit=""))
         return facts
 
     def _missing(self) -> Section | None:
@@ -263,10 +269,10 @@ class ReportBuilder:
                 self._chart(
                     "model-state",
                     "Model state of a rank under ZeRO",
-                    "Bars: bytes of the engine's own tensors on the fullest rank. Black marks: the "
+                    "Bars: bytes of the engine's own tensors on the fullest rank. Dotted: the "
                     "formula of Rajbhandari et al. (2020) for fp32 AdamW, 4N for parameters, 4N "
                     "for gradients and 8N for moments, split over the ranks from stages 3, 2 "
-                    "and 1 on. Red marks: the same with the 4N of master weights that DeepSpeed's "
+                    "and 1 on. Solid: the same with the 4N of master weights that DeepSpeed's "
                     "stages 1 to 3 keep beside the weights even in fp32, split over the ranks.",
                     figures.draw_state(self.states, self.names, self.hues),
                     is_wide=True,

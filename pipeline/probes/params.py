@@ -1,0 +1,111 @@
+"""The arguments of every probe, checked before any process starts and again on every rank."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.config.batching import BatchPlan, plan_batches
+from pipeline.config.explain import validate
+from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.probes import PROBES
+
+
+class ProbeParams(BaseModel):
+    """Arguments of a probe: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StepTimeParams(ProbeParams):
+    """Arguments of the step-time probe."""
+
+    tokens_per_step: int = Field(ge=1)
+    """Tokens of one step over all ranks, the same for every arm."""
+    sequence_tokens: list[int] = Field(min_length=1)
+    """Sequence lengths T to visit; each times the ranks divides `tokens_per_step`."""
+    repeats: int = Field(ge=1)
+    """Timed steps of each arm, one a round."""
+    warmup_steps: int = Field(default=1, ge=1)
+    """Untimed steps of each arm before the first round."""
+
+
+class ModelStateParams(ProbeParams):
+    """Arguments of the model-state probe."""
+
+    stages: list[int] = Field(default=[0, 1, 2, 3], min_length=1)
+    """ZeRO stages to measure, each with an engine of its own."""
+
+
+def check_probe(
+    probe: str, params: Mapping[str, Any], runs: Mapping[str, RunConfig], num_workers: int
+) -> None:
+    """Refuse a probe cell that cannot run.
+
+    Args:
+        probe: Name of the probe.
+        params: Its arguments as the study states them.
+        runs: Label of a family to its run.
+        num_workers: World size of the cell.
+
+    Raises:
+        ConfigError: The probe is unknown, or its arguments are illegal or contradict a run.
+    """
+    if probe not in PROBES:
+        raise ConfigError(f"probe {probe!r} is not one of {', '.join(sorted(PROBES))}")
+    if probe == "step_time":
+        times = validate(StepTimeParams, dict(params), f"probe {probe}, params")
+        plan_arms(times, runs, num_workers)
+    if probe == "model_state":
+        states = validate(ModelStateParams, dict(params), f"probe {probe}, params")
+        for run in runs.values():
+            plan_batches(run.train, num_workers)
+            for stage in states.stages:
+                at_stage(run, stage)
+
+
+def plan_arms(
+    params: StepTimeParams, runs: Mapping[str, RunConfig], num_workers: int
+) -> list[BatchPlan]:
+    """Cut the tokens of a step for every sequence length.
+
+    Raises:
+        ConfigError: A length does not divide the tokens of a step, or exceeds the positions.
+    """
+    longest = max(params.sequence_tokens)
+    for label, run in runs.items():
+        if longest > run.model.max_positions:
+            raise ConfigError(
+                f"params.sequence_tokens={longest} is longer than families.{label}.model."
+                f"max_positions={run.model.max_positions}; nearest: {run.model.max_positions}"
+            )
+    return [
+        _plan_arm(length, params.tokens_per_step, num_workers) for length in params.sequence_tokens
+    ]
+
+
+def at_stage(run: RunConfig, stage: int) -> RunConfig:
+    """Give the run at another ZeRO stage.
+
+    Raises:
+        ConfigError: The stage does not exist.
+    """
+    zero = {**run.zero.model_dump(), "stage": stage}
+    return validate(RunConfig, {**run.model_dump(), "zero": zero}, "probe model_state, params")
+
+
+def _plan_arm(sequence_tokens: int, tokens_per_step: int, num_workers: int) -> BatchPlan:
+    round_tokens = sequence_tokens * num_workers
+    if tokens_per_step % round_tokens:
+        nearest = max(1, tokens_per_step // round_tokens) * round_tokens
+        raise ConfigError(
+            f"params.tokens_per_step={tokens_per_step} is not a multiple of "
+            f"seq({sequence_tokens}) x world({num_workers})={round_tokens}; nearest: {nearest}"
+        )
+    return BatchPlan(
+        world_size=num_workers,
+        micro_batch_samples=tokens_per_step // round_tokens,
+        accumulation_steps=1,
+        sequence_tokens=sequence_tokens,
+    )

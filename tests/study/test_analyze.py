@@ -1,0 +1,137 @@
+"""The result of a study says what its records hold."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.study.analyze import analyze
+from pipeline.study.records import entropy_nats, measure_unigram, read_study
+from pipeline.study.series import bin_positions, loss_curve
+from pipeline.tracking.metrics import METRICS
+from tests.study.conftest import GAP_NATS, LENGTHS, NUM_STEPS, StudyOnDisk, loss_at
+
+WriteStudy = Callable[..., StudyOnDisk]
+
+
+def test_a_complete_study_finds_the_differences_that_were_put_in(write_study: WriteStudy) -> None:
+    result = analyze(read_study(write_study().directory))
+    assert result.status == "complete"
+    assert result.missing == {}
+    (comparison,) = result.comparisons
+    assert (comparison.label, comparison.reference) == ("lstm_attention", "gpt")
+    assert comparison.loss_difference.value == pytest.approx(GAP_NATS)
+    assert not comparison.is_tie
+    slopes = {f.label: f.step_time_slope for f in result.families}
+    assert slopes["gpt"] is not None
+    assert slopes["gpt"].value == pytest.approx(0.5)
+    assert slopes["lstm_attention"] is not None
+    assert slopes["lstm_attention"].value == pytest.approx(0.0, abs=1e-9)
+    assert comparison.step_time_slope_difference is not None
+    assert comparison.step_time_slope_difference.value == pytest.approx(-0.5)
+    for family in result.families:
+        assert family.position_slope is not None
+        assert family.position_slope.value == pytest.approx(-0.1)
+
+
+def test_a_difference_below_the_published_noise_is_a_tie(write_study: WriteStudy) -> None:
+    result = analyze(read_study(write_study(gap_nats=0.03).directory))
+    assert result.comparisons[0].is_tie
+    assert "call it a tie" in result.headline[0]
+
+
+def test_a_missing_cell_makes_the_study_partial_and_is_named(write_study: WriteStudy) -> None:
+    result = analyze(read_study(write_study(without=("lstm_attention-seed0",)).directory))
+    assert result.status == "partial"
+    assert result.missing == {"lstm_attention-seed0": "rank 1 was killed"}
+    family = next(f for f in result.families if f.label == "lstm_attention")
+    assert family.loss is None
+    assert family.step_time_slope is not None
+    assert result.comparisons == []
+
+
+def test_a_study_without_any_result_is_partial_and_finds_nothing(write_study: WriteStudy) -> None:
+    study = write_study()
+    names = tuple(cell.name for cell in study.plan.cells)
+    for name in names:
+        (study.directory / "runs" / name / "result.json").unlink()
+    result = analyze(read_study(study.directory))
+    assert result.status == "partial"
+    assert set(result.missing) == set(names)
+    assert result.headline == []
+    assert result.baseline is None
+
+
+def test_a_family_above_the_unigram_entropy_fails_the_study(write_study: WriteStudy) -> None:
+    study = write_study(gap_nats=5.0)
+    result = analyze(read_study(study.directory))
+    assert result.status == "failed"
+    failed = [check for check in result.checks if not check.passed]
+    assert [check.name for check in failed] == ["lstm_attention_beats_unigram"]
+    assert "NOT below" in failed[0].text
+
+
+def test_the_unigram_entropy_is_that_of_the_validation_tokens(write_study: WriteStudy) -> None:
+    study = write_study()
+    baseline = measure_unigram(study.manifest.directory)
+    raw = np.fromfile(study.manifest.directory / "validation-00000.bin", dtype="<u2")
+    shares = [np.mean(raw == token) for token in set(raw.tolist())]
+    expected = -sum(share * math.log(share) for share in shares)
+    assert baseline.unigram_entropy_nats == pytest.approx(expected)
+    assert baseline.validation_tokens == len(raw)
+
+
+def test_the_entropy_of_equal_counts_is_the_logarithm_of_their_number() -> None:
+    assert entropy_nats(np.array([5, 5, 0, 5, 5])) == pytest.approx(math.log(4))
+
+
+def test_the_wall_time_is_split_into_steps_and_the_rest(write_study: WriteStudy) -> None:
+    wall = analyze(read_study(write_study().directory)).wall_time
+    # Five cells of 30 s; two runs with 20 s of steps; 0.2 s of warm-up for each of the 8 arms.
+    assert wall.total_seconds == pytest.approx(150.0)
+    assert wall.training_step_seconds == pytest.approx(40.0)
+    gpt = sum(0.1 * (1 + 0.01 * n) * (t / 32) ** 0.5 for n in range(6) for t in LENGTHS)
+    lstm = sum(0.1 * (1 + 0.01 * n) for n in range(6) for _ in LENGTHS)
+    assert wall.timed_step_seconds == pytest.approx(gpt + lstm + 8 * 0.2)
+    assert wall.step_fraction == pytest.approx((40.0 + gpt + lstm + 1.6) / 150.0)
+
+
+def test_summaries_use_known_metrics_and_their_own_axes(write_study: WriteStudy) -> None:
+    result = analyze(read_study(write_study().directory))
+    points = result.summaries["gpt"]
+    assert {point.metric for point in points} <= METRICS.keys()
+    times = {p.step: p.value for p in points if p.metric == "scaling/step_seconds"}
+    assert sorted(times) == list(LENGTHS)
+    assert times[128] == pytest.approx(2 * times[32])
+    states = {p.step: p.value for p in points if p.metric == "scaling/model_state_bytes_zero3"}
+    assert states == {1: 20_000.0, 2: 10_000.0}
+
+
+def test_validation_curves_have_tokens_and_seconds_though_events_state_none(
+    write_study: WriteStudy,
+) -> None:
+    records = read_study(write_study().directory)
+    curve = loss_curve(records.runs["gpt-seed0"], "eval")
+    assert curve.steps == [10, 20, 30, 40]
+    assert curve.tokens == [2560.0, 5120.0, 7680.0, 10240.0]
+    assert curve.seconds == pytest.approx([5.0, 10.0, 15.0, 20.0], abs=0.2)
+    assert curve.loss[-1] == pytest.approx(loss_at(NUM_STEPS, 0.0))
+
+
+def test_bins_of_positions_cover_every_position_once() -> None:
+    bins = bin_positions([float(t) for t in range(1, 101)])
+    covered = [t for b in bins for t in range(b.first, b.last + 1)]
+    assert covered == list(range(1, 101))
+    first_bins = [(1, 1), (2, 2), (3, 3), (4, 5), (6, 7), (8, 11)]
+    assert [(b.first, b.last) for b in bins[:6]] == first_bins
+    assert bins[5].loss.value == pytest.approx(9.5)
+    assert bins[5].loss.half_width is not None
+    assert bins[0].loss.half_width is None
+
+
+def test_a_directory_that_is_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no study\.yaml"):
+        read_study(tmp_path)
