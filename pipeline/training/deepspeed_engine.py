@@ -100,10 +100,10 @@ class DeepSpeedEngine:
             nll_BT = self._engine(to_device(batch.inputs, device), to_device(batch.labels, device))
             loss = nll_BT.sum()
             loss_sum += loss.detach()
+            laps.lap("forward")
             if is_last:
                 dist.all_reduce(loss_sum)
                 factor = torch.where(loss_sum.isfinite(), factor, torch.nan)
-            laps.lap("forward")
             self._backward(loss * factor)
             laps.lap("backward")
         return loss_sum

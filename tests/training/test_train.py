@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import RunConfig
-from pipeline.errors import CheckpointError, ConfigError, DataError, PipelineError
+from pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PipelineError,
+    TrainingDiverged,
+)
 from pipeline.tracking.events import Event, read_events, surviving_events
 from pipeline.tracking.store import RunResult, read_result, read_verdict
 from pipeline.training.checkpoint_files import list_checkpoints, verify_checkpoint
@@ -54,6 +60,16 @@ def every_step(family: str, stage: int, **fields: Any) -> RunConfig:
     train = {"total_tokens": NUM_STEPS * batch_tokens, "optimizer": {"learning_rate": 3e-3}}
     fields = {"eval": {"every_steps": 5}, "tracking": {"log_every_steps": 1}} | fields
     return small_run(family, stage, train=train, **fields)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_bf16_run_resumes_bit_for_bit_as_well(two_ranks: RankPool, runs: Runs, stage: int) -> None:
+    run = every_step("gpt", stage, precision="bf16")
+    whole, halves = runs.make("whole", run), runs.make("halves", run)
+    two_ranks.run(train_rank, whole)
+    two_ranks.run(train_rank, halves, HALF)
+    two_ranks.run(train_rank, halves)
+    assert losses(halves) == losses(whole)
 
 
 def losses(run_dir: Path) -> dict[int, float]:
@@ -134,6 +150,23 @@ def test_result_and_events_hold_what_was_measured(two_ranks: RankPool, runs: Run
     assert 0.0 < last["perf/forward_seconds"] < last["perf/step_seconds"]
     assert last["train/bits_per_byte"] > 0.0
     assert len(list(run_dir.glob("events.*.jsonl"))) == 1
+
+
+def test_diverging_run_ends_with_its_steps_skipped_and_no_result(
+    two_ranks: RankPool, runs: Runs
+) -> None:
+    # The first update throws the weights so far that the next loss overflows.
+    run = every_step("gpt", 1, guard={"max_nonfinite_steps": 3}, checkpoint={"every_steps": 1})
+    wild = run.train.optimizer.model_copy(update={"learning_rate": 1e30})
+    train_config = run.train.model_copy(update={"optimizer": wild})
+    run_dir = runs.make("run", run.model_copy(update={"train": train_config}))
+    errors = two_ranks.run(train_rank, run_dir)
+    assert all(isinstance(e, TrainingDiverged) for e in errors)
+    assert str(errors[0]) == str(errors[1])
+    skipped = [e.step for e in read_events(run_dir / "events.jsonl") if e.kind == "skip"]
+    assert skipped == [2, 3, 4]
+    assert read_verdict(run_dir) is None
+    assert manifest_of(run_dir).skipped_in_a_row == 2
 
 
 def test_finished_run_is_not_trained_again(two_ranks: RankPool, runs: Runs) -> None:
