@@ -74,6 +74,7 @@ def render_html(page: Page, library_script: str) -> str:
     links = "".join(f"<a href='#{_anchor(s.title)}'>{_text(s.title)}</a>" for s in page.sections)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<link rel='icon' href='data:,'>"
         f"<title>{_text(page.title)}</title><style>{STYLE}</style>"
@@ -167,6 +168,11 @@ def _lead(text: str) -> str:
 def _anchor(title: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in title.lower())
 
+
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+"""The browser itself refuses any request that the page might make."""
 
 STYLE = f"""
 :root {{ color-scheme: light; }}
