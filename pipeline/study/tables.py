@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from pipeline.study.fits import Quartiles
+from pipeline.study.fits import Estimate, Quartiles
+from pipeline.study.outcome import FamilyResult
 from pipeline.study.page import Table
 from pipeline.study.records import StudyRecords
 from pipeline.study.series import StateBytes, StepTimes
-from pipeline.study.wording import say_bytes, say_count, say_number, say_seconds
+from pipeline.study.wording import say_bytes, say_count, say_estimate, say_number, say_seconds
 from pipeline.tracking.store import MetricValue, RunRecord
 
 ABSENT = "\N{EN DASH}"
@@ -38,6 +39,30 @@ def tabulate_runs(records: StudyRecords) -> list[Table]:
         "interpreter and libraries; the loss is over all validation tokens.",
     )  # fmt: skip
     return [identity, measured]
+
+
+def tabulate_families(families: Iterable[FamilyResult]) -> Table:
+    """Give each family over its seeds."""
+    rows = [
+        (
+            family.display_name,
+            say_count(family.non_embedding_parameters),
+            _say_percent(family.size_error_fraction),
+            _say_known(family.loss, lambda estimate: say_estimate(estimate, 4)),
+            _say_known(family.bits_per_byte, lambda estimate: say_estimate(estimate, 4)),
+            _say_known(family.tokens_per_second, lambda estimate: say_count(estimate.value)),
+            _say_known(family.peak_bytes, lambda estimate: say_bytes(estimate.value)),
+            ", ".join(family.runs) or ABSENT,
+        )
+        for family in families
+    ]
+    return Table(
+        columns=(
+            "family", "non-embedding parameters", "size against reference",
+            "validation loss (nats/token)", "bits/byte", "tokens/s", "peak memory a rank", "runs",
+        ),
+        rows=rows,
+    )  # fmt: skip
 
 
 def tabulate_step_times(times: Iterable[StepTimes], names: Mapping[str, str]) -> Table:
@@ -132,6 +157,14 @@ def tabulate_environment(records: StudyRecords) -> Table | None:
     ]  # fmt: skip
     rows += [(name, str(version)) for name, version in packages.items()]
     return Table(columns=("what", "value"), rows=rows, num_text_columns=2)
+
+
+def _say_known(estimate: Estimate | None, say: Callable[[Estimate], str]) -> str:
+    return ABSENT if estimate is None else say(estimate)
+
+
+def _say_percent(fraction: float | None) -> str:
+    return ABSENT if fraction is None else f"{say_number(100 * fraction, 2)}%"
 
 
 def _say_value(name: str, value: object) -> str:
