@@ -43,11 +43,14 @@ def start_distributed(accelerator: str = "auto") -> RankContext:
     them this is a single process with a group of its own on loopback.
 
     Args:
-        accelerator: auto, cpu or cuda, as `resolve_device`.
+        accelerator: auto, cpu or cuda, as `resolve_device`; auto first takes what DS_ACCELERATOR
+            names, which launchers set and DeepSpeed obeys.
 
     Raises:
         LaunchError: The environment is incomplete, or an NVIDIA device is there but unusable.
     """
+    if accelerator == "auto":
+        accelerator = os.environ.get("DS_ACCELERATOR", "auto")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = resolve_device(accelerator, local_rank)
     owns_group = not dist.is_initialized()

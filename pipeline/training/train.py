@@ -1,6 +1,5 @@
 """From a run directory to a trained model and its result: what every rank of a run does."""
 
-import os
 from pathlib import Path
 
 from pipeline.config.cluster import check_run_on_cluster
@@ -44,7 +43,7 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
     if (result := finished_result(run_dir, run)) is not None:
         return result
     clock = WallClock()
-    ranks = start_distributed(os.environ.get("DS_ACCELERATOR", "auto"))
+    ranks = start_distributed()
     try:
         resident_bytes = reset_peak_memory(ranks.device)
         plan = check_run_on_cluster(run, ranks.world_size, device_kind(ranks.device))

@@ -7,8 +7,11 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pytest
 
 from pipeline.training.distributed import RankContext, start_distributed, stop_distributed
 
@@ -22,8 +25,9 @@ PRELOAD = ["torch", "deepspeed", "pipeline.training.deepspeed_engine"]
 class RankPool:
     """Ranks that wait for functions; a rank that fails ends the pool, the next call starts anew."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, accelerator: str = "cpu") -> None:
         self.world_size = world_size
+        self.accelerator = accelerator
         self._ranks: list[tuple[Any, Connection]] = []
 
     def run(
@@ -58,17 +62,11 @@ class RankPool:
         return value
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         for rank in range(self.world_size):
-            here, there = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(rank, self.world_size, port, there), daemon=True
-            )
-            process.start()
+            here, there = multiprocessing.Pipe()
+            environment = rank_environment(rank, self.world_size, port, self.accelerator)
+            process = start_process(self.accelerator, _serve, environment, there)
             there.close()
             self._ranks.append((process, here))
 
@@ -89,17 +87,45 @@ class RankPool:
         self._ranks = []
 
 
-def _serve(rank: int, world_size: int, port: int, connection: Connection) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        DS_ACCELERATOR="cpu",
-    )
-    ranks = start_distributed("cpu")
+def rank_environment(
+    rank: int, world_size: int, port: int, accelerator: str = "cpu"
+) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": accelerator,
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_process(
+    accelerator: str, target: Callable[..., None], environment: dict[str, str], *args: Any
+) -> Any:
+    """Start a process that already holds torch and DeepSpeed; CUDA does not survive a fork."""
+    context: Any = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
+    if accelerator == "cpu":
+        context.set_forkserver_preload(PRELOAD)
+        # DeepSpeed chooses its accelerator when it is imported, which the fork server does.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DS_ACCELERATOR", "cpu")
+            forkserver.ensure_running()
+    process = context.Process(target=target, args=(environment, *args), daemon=True)
+    process.start()
+    return process
+
+
+def _serve(environment: dict[str, str], connection: Connection) -> None:
+    os.environ.update(environment)
+    ranks = start_distributed()
     while (call := connection.recv()) is not None:
         function, args, kwargs = call
         try:
@@ -108,3 +134,24 @@ def _serve(rank: int, world_size: int, port: int, connection: Connection) -> Non
             reply = (False, traceback.format_exc())
         connection.send(reply)
     stop_distributed(ranks)
+
+
+def call_in_process(function: Callable[..., Any], environment: dict[str, str], *args: Any) -> Any:
+    """Call a function in a process of its own and give its result, or its error as text."""
+    here, there = multiprocessing.Pipe()
+    process = start_process("cpu", _answer, environment, there, function, args)
+    there.close()
+    assert here.poll(CALL_TIMEOUT_SECONDS), f"no answer from {function.__name__}"
+    answer = here.recv()
+    process.join()
+    return answer
+
+
+def _answer(
+    environment: dict[str, str], connection: Connection, function: Callable[..., Any], args: Any
+) -> None:
+    os.environ.update(environment)
+    try:
+        connection.send(function(*args))
+    except Exception as exc:
+        connection.send(f"{type(exc).__name__}: {exc}")
