@@ -25,6 +25,7 @@ from pipeline.study.series import (
     step_seconds_of,
     step_times,
 )
+from pipeline.study.wording import QUANTITIES
 from pipeline.tracking.store import RunRecord
 
 NOISE_NATS = 0.05
@@ -202,7 +203,7 @@ def _check(records: StudyRecords, families: Sequence[FamilyResult]) -> list[Chec
             Check(
                 name=f"{family.label}_is_matched",
                 passed=abs(family.size_error_fraction) <= match.tolerance_fraction,
-                text=f"{family.display_name}: {match.quantity.replace('_', ' ')} differ by "
+                text=f"{family.display_name}: {QUANTITIES[match.quantity]} differ by "
                 f"{family.size_error_fraction:+.2%} from {match.reference}, "
                 f"allowed {match.tolerance_fraction:.0%}",
             )

@@ -92,7 +92,7 @@ def draw_position_gap(name: str, bins: Sequence[PositionBin], hue: Hue) -> go.Fi
         customdata=[_say_positions(b) for b in bins],
         hovertemplate="%{y:+.3f} nats/token, %{customdata}<extra></extra>",
     )  # fmt: skip
-    _add_reference(figure, 0.0, "equal")
+    _add_reference(figure, 0.0, "")
     figure.update_xaxes(type="log", dtick=math.log10(2))
     return _finish(figure, x_title="position in the sample (tokens)", y_title="nats/token")
 
@@ -105,16 +105,16 @@ def draw_step_time(families: Sequence[FamilyCurves]) -> go.Figure:
             continue
         lengths = [float(t.sequence_tokens) for t in family.times]
         quartiles = [t.quartiles for t in family.times]
-        medians = [q.median for q in quartiles]
+        medians = [1e3 * q.median for q in quartiles]
         figure.add_scatter(
             x=lengths, y=medians, name=family.name, mode="markers",
             marker={"size": 9, "symbol": family.hue.symbol, "color": family.hue.base},
             error_y={
                 "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
-                "array": [q.high - q.median for q in quartiles],
-                "arrayminus": [q.median - q.low for q in quartiles],
+                "array": [1e3 * (q.high - q.median) for q in quartiles],
+                "arrayminus": [1e3 * (q.median - q.low) for q in quartiles],
             },
-            hovertemplate="%{y:.4f} s at %{x} tokens<extra>" + family.name + "</extra>",
+            hovertemplate="%{y:.1f} ms at %{x} tokens<extra>" + family.name + "</extra>",
         )  # fmt: skip
         if len(lengths) > 1:
             fit = fit_power_law(lengths, medians)
@@ -124,8 +124,8 @@ def draw_step_time(families: Sequence[FamilyCurves]) -> go.Figure:
                 name=f"exponent {family.slope_text}", hoverinfo="skip",
             )  # fmt: skip
     _log_lengths(figure, families)
-    figure.update_yaxes(type="log", **_plain_log_ticks(families))
-    return _finish(figure, x_title="sequence length (tokens)", y_title="seconds per step")
+    figure.update_yaxes(type="log", tickvals=_log_ticks(families), tickformat="~g")
+    return _finish(figure, x_title="sequence length (tokens)", y_title="milliseconds per step")
 
 
 def draw_throughput(families: Sequence[FamilyCurves]) -> go.Figure:
@@ -291,16 +291,18 @@ def _log_lengths(figure: go.Figure, families: Sequence[FamilyCurves]) -> None:
     figure.update_xaxes(type="log", tickvals=lengths, ticktext=[str(n) for n in lengths])
 
 
-def _plain_log_ticks(families: Sequence[FamilyCurves]) -> dict[str, object]:
-    """Label a log axis with 1, 2 and 5 in each decade, as plain numbers."""
-    values = [v for family in families for t in family.times for v in t.step_seconds]
-    if not values:
-        return {}
-    exponents = range(
-        math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1
-    )
-    ticks = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 3, 5, 7)]
-    return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+def _log_ticks(families: Sequence[FamilyCurves]) -> list[float]:
+    """Choose round ticks for a log axis of milliseconds, evenly spaced over a narrow range."""
+    quartiles = [t.quartiles for family in families for t in family.times]
+    low = 1e3 * min(q.low for q in quartiles)
+    high = 1e3 * max(q.high for q in quartiles)
+    if high > 5 * low:
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        return [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
+    rough = max(high - low, 0.01 * high) / 4
+    decade = 10.0 ** math.floor(math.log10(rough))
+    step = decade * min((1, 2, 5, 10), key=lambda digit: abs(math.log(digit * decade / rough)))
+    return [step * n for n in range(math.floor(low / step), math.ceil(high / step) + 1) if n > 0]
 
 
 def _finish(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:

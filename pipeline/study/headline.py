@@ -58,8 +58,8 @@ def _say_loss(
         f"{say_count(own.non_embedding_parameters)} non-embedding parameters"
     )
     losses = (
-        f"{reference.display_name} {say_estimate(reference.loss, 3)}, "
-        f"{own.display_name} {say_estimate(own.loss, 3)} nats/token"
+        f"{say_estimate(reference.loss, 3)} nats/token for the {reference.display_name} and "
+        f"{say_estimate(own.loss, 3)} for the {own.display_name}"
     )
     difference = comparison.loss_difference
     if comparison.is_tie:
@@ -70,8 +70,9 @@ def _say_loss(
     else:
         better = own if difference.value < 0 else reference
         verdict = (
-            f"{better.display_name} is better by {say_number(abs(difference.value), 3)} nats, more "
-            f"than the {NOISE_TEXT}" + ("; one seed does not settle it." if num_seeds == 1 else ".")
+            f"The {better.display_name} is better by {say_number(abs(difference.value), 3)} nats, "
+            f"more than the {NOISE_TEXT}"
+            + ("; one seed does not settle it." if num_seeds == 1 else ".")
         )
     return (
         f"Loss. After {say_count(result.tokens)} training tokens, at {sizes}, the validation loss "
@@ -88,8 +89,8 @@ def _say_throughput(
     record = records.runs_of(own.label)[0]
     return [
         f"Speed. In training on {record.result.world_size} ranks at "
-        f"{record.config.train.sequence_tokens} tokens a sequence, {reference.display_name} "
-        f"processes {say_count(speeds[1].value)} and {own.display_name} "
+        f"{record.config.train.sequence_tokens} tokens a sequence, the {reference.display_name} "
+        f"processes {say_count(speeds[1].value)} and the {own.display_name} "
         f"{say_count(speeds[0].value)} tokens/s (medians over the steps), "
         f"{comparison.throughput_ratio:.2f} times as many. The runs followed each other, so "
         f"whatever else the machine did is in this ratio."
@@ -105,12 +106,12 @@ def _say_positions(comparison: Comparison, own: FamilyResult, reference: FamilyR
         verdict = "the interval covers zero, so neither is seen to gain more from a longer context"
     else:
         gains_more = own if difference.value < 0 else reference
-        verdict = f"{gains_more.display_name} gains more from a longer context"
+        verdict = f"the {gains_more.display_name} gains more from a longer context"
     return [
         f"Context. From position 16 on, each doubling of the context changes the loss by "
-        f"{say_estimate(slopes[1], 3)} nats for {reference.display_name} and "
-        f"{say_estimate(slopes[0], 3)} for {own.display_name}. On the same validation tokens the "
-        f"slopes differ by {say_estimate(difference, 3)}: {verdict}."
+        f"{say_estimate(slopes[1], 3)} nats for the {reference.display_name} and "
+        f"{say_estimate(slopes[0], 3)} for the {own.display_name}. On the same validation tokens "
+        f"the slopes differ by {say_estimate(difference, 3)}: {verdict}."
     ]
 
 
@@ -128,7 +129,7 @@ def _say_step_time(
         first, last = own[0], own[-1]
         parts.append(
             f"from {say_seconds(first.quartiles.median)} to {say_seconds(last.quartiles.median)} "
-            f"for {family.display_name} (exponent {say_estimate(family.step_time_slope, 3)})"
+            f"for the {family.display_name} (exponent {say_estimate(family.step_time_slope, 3)})"
         )
     if not parts:
         return []
@@ -153,7 +154,7 @@ def _say_slope_differences(comparisons: Sequence[Comparison], names: dict[str, s
             continue
         steeper = comparison.label if difference.value > 0 else comparison.reference
         sentences.append(
-            f"{names[steeper]} slows down more, by {_say_abs(difference)} in the exponent."
+            f"The {names[steeper]} slows down more, by {_say_abs(difference)} in the exponent."
         )
     return sentences
 

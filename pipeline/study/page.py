@@ -194,7 +194,7 @@ li {{ margin: 0 0 8px; max-width: 112ch; }}
   margin-bottom: 20px; }}
 .fact, section {{ background: #fff; border: 1px solid {GRID}; border-radius: 12px; }}
 .fact {{ padding: 12px 16px; }}
-.fact span {{ display: block; color: {MUTED}; font-size: 13px; }}
+.fact span {{ display: block; color: {MUTED}; font-size: 13px; white-space: nowrap; }}
 .fact strong {{ font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums; }}
 .fact em {{ color: {MUTED}; font-size: 13px; font-style: normal; }}
 section {{ padding: 24px 28px; margin-bottom: 20px; scroll-margin-top: 12px; }}
@@ -213,10 +213,10 @@ figcaption, .note {{ color: {MUTED}; font-size: 13.5px; line-height: 1.45; margi
 .table {{ overflow-x: auto; margin-top: 16px; }}
 table {{ border-collapse: collapse; font-size: 13.5px; width: 100%;
   font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: left; padding: 6px 10px; border-bottom: 1px solid {GRID};
+th, td {{ text-align: left; padding: 6px 8px; border-bottom: 1px solid {GRID};
   vertical-align: top; }}
 th {{ color: {MUTED}; font-weight: 600; vertical-align: bottom; border-bottom: 2px solid {GRID}; }}
-td {{ white-space: nowrap; }}
+td.number, td:first-child {{ white-space: nowrap; }}
 th.number, td.number {{ text-align: right; }}
 @media (max-width: 860px) {{ .charts {{ grid-template-columns: minmax(0, 1fr); }}
   .badge {{ position: static; display: inline-block; margin-bottom: 8px; }} }}

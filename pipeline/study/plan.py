@@ -18,7 +18,7 @@ from pipeline.config.tree import merge
 from pipeline.errors import ConfigError
 from pipeline.study.match import MatchedSize, count_parameters, match_model
 
-DISPLAY_NAMES = {"gpt": "Transformer", "lstm_attention": "LSTM + attention"}
+DISPLAY_NAMES = {"gpt": "Transformer", "lstm_attention": "LSTM with attention"}
 """What a report calls a family whose label in the study is just the family's name."""
 
 

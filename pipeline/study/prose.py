@@ -3,7 +3,7 @@
 from pipeline.study.headline import NOISE_TEXT
 from pipeline.study.outcome import StudyResult, WallTime
 from pipeline.study.records import StudyRecords
-from pipeline.study.wording import say_count, say_list, say_seconds
+from pipeline.study.wording import QUANTITIES, say_count, say_list, say_seconds
 
 
 def subtitle(result: StudyResult, records: StudyRecords) -> str:
@@ -14,13 +14,14 @@ def subtitle(result: StudyResult, records: StudyRecords) -> str:
         return f"{names}: no training run has finished."
     tokens = say_count(max(run.result.tokens for run in runs))
     world_size = max(run.result.world_size for run in runs)
-    cpu = runs[0].result.environment.get("cpu_model")
+    machine = runs[0].result.environment.get("device")
+    if machine == "cpu":
+        machine = runs[0].result.environment.get("cpu_model", "a CPU")
     where = f"{world_size} rank{'s' if world_size > 1 else ''}"
-    machine = f" on {cpu}" if cpu and "device" not in runs[0].result.environment else ""
     seeds = len(records.study.seeds)
     return (
         f"{names}, {tokens} training tokens a run, {seeds} seed{'s' if seeds > 1 else ''}, "
-        f"{where}{machine}."
+        f"{where}{f' on {machine}' if machine else ''}."
     )
 
 
@@ -51,7 +52,7 @@ def how_to_read(result: StudyResult, records: StudyRecords) -> list[str]:
     match = records.study.match
     if match is not None:
         points.append(
-            f"Families are matched in {match.quantity.replace('_', ' ')} to {match.reference}, "
+            f"Families are matched in {QUANTITIES[match.quantity]} to {match.reference}, "
             f"within {match.tolerance_fraction:.0%}; text, tokenizer, order of the samples, "
             f"optimizer, schedule and training loop are the same."
         )
@@ -85,7 +86,7 @@ def limits(result: StudyResult, records: StudyRecords) -> list[str]:
             f"One size ({size} non-embedding parameters) and one budget ({tokens} tokens): nothing "
             f"follows about how either family scales with parameters or data."
         )
-    if any("device" not in run.result.environment for run in runs):
+    if any(run.result.environment.get("device") == "cpu" for run in runs):
         points.append(
             "Speeds are those of a few CPU cores. A CPU has no parallel units that stand idle "
             "while a recurrence waits, so these numbers say nothing about accelerators, where a "

@@ -101,18 +101,14 @@ class ReportBuilder:
         for family in self.result.families:
             if family.loss is not None:
                 loss = say_estimate(family.loss, 3)
-                facts.append(
-                    Fact(name=f"{family.display_name}: loss", value=loss, unit="nats/token")
-                )
+                facts.append(Fact(name=family.display_name, value=loss, unit="nats/token"))
         if self.result.baseline is not None:
             floor = f"{self.result.baseline.unigram_entropy_nats:.3f}"
             facts.append(Fact(name="Unigram entropy", value=floor, unit="nats/token"))
         for family in self.result.families:
             if family.tokens_per_second is not None:
                 speed = say_count(family.tokens_per_second.value)
-                facts.append(
-                    Fact(name=f"{family.display_name}: speed", value=speed, unit="tokens/s")
-                )
+                facts.append(Fact(name=family.display_name, value=speed, unit="tokens/s"))
         if self.result.wall_time.total_seconds > 0:
             seconds = say_seconds(self.result.wall_time.total_seconds)
             facts.append(Fact(name="Time of all cells", value=seconds, unit=""))
@@ -156,7 +152,7 @@ class ReportBuilder:
                 "positions",
                 "Loss by position in the sample",
                 "Mean validation loss over bins of neighbouring positions. Bars: 95% intervals "
-                "from the scatter of the positions in a bin.",
+                "from the scatter of the positions in a bin, where it has eight or more.",
                 figures.draw_positions(drawn),
             )
         ]

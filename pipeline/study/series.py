@@ -14,7 +14,7 @@ from pipeline.study.fits import Estimate, Quartiles, estimate_mean, find_quartil
 from pipeline.tracking.events import Event
 from pipeline.tracking.store import ProbeResult, RunRecord
 
-MIN_BIN_POSITIONS = 4
+MIN_BIN_POSITIONS = 8
 """Positions that a bin needs for an interval from their scatter."""
 
 
@@ -154,6 +154,9 @@ def bin_positions(losses: Sequence[float]) -> list[PositionBin]:
     while edges[-1] <= len(losses):
         low = 2 ** (edges[-1].bit_length() - 1)
         edges.append(edges[-1] + max(1, low // 2))
+    if len(edges) > 2 and 2 * (len(losses) + 1 - edges[-2]) < edges[-1] - edges[-2]:
+        # What is left at the end is less than half a bin: it joins the one before.
+        del edges[-2]
     bins = []
     for first, end in zip(edges, edges[1:], strict=False):
         values = list(losses[first - 1 : min(end - 1, len(losses))])

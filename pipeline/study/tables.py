@@ -15,28 +15,25 @@ ABSENT = "\N{EN DASH}"
 
 def tabulate_runs(records: StudyRecords) -> list[Table]:
     """Give the training runs: what each one was, and what it reached."""
-    runs = [
-        (records.runs[cell.name], records.plan.display_name(cell.label))
-        for cell in records.plan.train_cells
-        if cell.name in records.runs
-    ]
+    names = [cell.name for cell in records.plan.train_cells]
+    runs = [records.runs[name] for name in names if name in records.runs]
     identity = Table(
         columns=(
-            "run", "family", "shape", "parameters", "non-embedding", "FLOPs/token", "seed",
-            "ranks", "ZeRO", "precision", "learning rate", "steps", "tokens", "attempts",
+            "run", "width", "depth", "heads", "parameters", "non-embedding", "FLOPs/token", "steps", "tokens",
+            "learning rate", "seed", "ranks", "ZeRO", "precision", "attempts",
         ),
-        rows=[_identity(record, family) for record, family in runs],
-        num_text_columns=3,
+        rows=[_identity(record) for record in runs],
     )  # fmt: skip
     measured = Table(
         columns=(
             "run", "validation loss (nats/token)", "bits/byte", "tokens/s", "step time",
             "peak memory a rank", "model state a rank", "wall time",
         ),
-        rows=[_measured(record) for record, _ in runs],
+        rows=[_measured(record) for record in runs],
         note="tokens/s and step time are medians over the steps of the run, with the interquartile "
         "range and the number of steps; peak memory is that of the largest rank and includes "
-        "interpreter and libraries; the loss is over all validation tokens.",
+        "interpreter and libraries; the loss is over all validation tokens; the learning rate is "
+        "the peak of its schedule.",
     )  # fmt: skip
     return [identity, measured]
 
@@ -171,22 +168,23 @@ def _say_value(name: str, value: object) -> str:
     return say_bytes(float(str(value))) if name.endswith("_bytes") else str(value)
 
 
-def _identity(record: RunRecord, family: str) -> tuple[str, ...]:
+def _identity(record: RunRecord) -> tuple[str, ...]:
     result, config = record.result, record.config
     return (
         result.run,
-        family,
-        f"width {config.model.width}, depth {config.model.depth}, heads {config.model.heads}",
+        str(config.model.width),
+        str(config.model.depth),
+        str(config.model.heads),
         say_count(result.num_parameters.total),
         say_count(result.num_parameters.non_embedding),
         f"{result.flops_per_token / 1e6:.2f} M",
+        say_count(result.steps),
+        say_count(result.tokens),
+        f"{config.train.optimizer.learning_rate:g}",
         str(result.seed),
         str(result.world_size),
         str(result.zero_stage),
         result.precision,
-        f"{config.train.optimizer.learning_rate:g}",
-        say_count(result.steps),
-        say_count(result.tokens),
         str(result.attempts),
     )
 

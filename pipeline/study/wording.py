@@ -2,6 +2,12 @@
 
 from pipeline.study.fits import Estimate
 
+QUANTITIES = {
+    "non_embedding_parameters": "non-embedding parameters",
+    "total_parameters": "total parameters",
+}
+"""Matched quantities as people name them."""
+
 MINUS = "\N{MINUS SIGN}"
 
 

@@ -56,7 +56,7 @@ def test_every_chart_stands_in_the_page_and_as_a_figure(report: Path) -> None:
 def test_the_words_hold_the_numbers_of_the_records(report: Path) -> None:
     text = (report.parent / "report.md").read_text()
     # 4 - log10(40) = 2.398, and 0.2 more.
-    assert "Transformer 2.398, LSTM + attention 2.598 nats/token (one seed each)" in text
+    assert "2.398 nats/token for the Transformer and 2.598 for the LSTM with attention" in text
     assert "Transformer is better by 0.200 nats" in text
     assert "exponent 0.500 ± 0.000" in text
     assert "512 (IQR 20, n=37)" in text
