@@ -32,7 +32,15 @@ from pipeline.errors import LaunchError
 from pipeline.tracking.store import Verdict, read_verdict
 
 PRELOADED = ["torch", "pipeline.training.train"]
-PRELOADED_ON_CPU = ["deepspeed", "pipeline.training.deepspeed_engine", "pipeline.probes.execute"]
+PRELOADED_ON_CPU = [
+    "deepspeed",
+    "pipeline.training.deepspeed_engine",
+    "pipeline.probes.execute",
+    # Loaded by the first optimizer and by DeepSpeed's engine: 5 s a rank, if not here.
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+]
 """Loading DeepSpeed may start CUDA, which does not survive a fork; so on CPU only."""
 
 GRACE_SECONDS = 2.0
