@@ -211,9 +211,9 @@ figure.wide {{ grid-column: 1 / -1; }}
 figcaption, .note {{ color: {MUTED}; font-size: 13.5px; line-height: 1.45; margin-top: 4px;
   max-width: none; }}
 .table {{ overflow-x: auto; margin-top: 16px; }}
-table {{ border-collapse: collapse; font-size: 13.5px; width: 100%;
+table {{ border-collapse: collapse; font-size: 13px; width: 100%;
   font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: left; padding: 6px 8px; border-bottom: 1px solid {GRID};
+th, td {{ text-align: left; padding: 6px 7px; border-bottom: 1px solid {GRID};
   vertical-align: top; }}
 th {{ color: {MUTED}; font-weight: 600; vertical-align: bottom; border-bottom: 2px solid {GRID}; }}
 td.number, td:first-child {{ white-space: nowrap; }}

@@ -92,11 +92,17 @@ def limits(result: StudyResult, records: StudyRecords) -> list[str]:
             "while a recurrence waits, so these numbers say nothing about accelerators, where a "
             "step-by-step LSTM is expected to slow down as sequences grow."
         )
+    if runs and result.baseline is not None:
+        epochs = max(run.result.tokens for run in runs) / result.baseline.train_tokens
+        length = max(run.config.train.sequence_tokens for run in runs)
+        points.append(
+            f"The training text has {say_count(result.baseline.train_tokens)} tokens, which a run "
+            f"sees {epochs:.1f} times, in samples of {length}: use of long context needs more text "
+            f"and longer samples."
+        )
     points += [
-        "Learning rates were tried at a few values only, equally many for each family; a full "
-        "search may change the order.",
-        "The text is small and the models see parts of it more than once; use of long context "
-        "needs longer samples and more text.",
+        "Learning rates are those that the study states, not the outcome of a full search for each "
+        "family; a search may change the order.",
         "Training throughput includes whatever else the machine did; the step-time probe is the "
         "measurement to quote.",
     ]

@@ -23,6 +23,8 @@ class Baseline:
     unigram_entropy_nats: float
     """Entropy of the validation tokens' own frequencies: no model without context does better."""
     validation_tokens: int
+    train_tokens: int
+    """Tokens of the training split, each seen once an epoch."""
     vocab_size: int
 
 
@@ -95,6 +97,7 @@ def measure_unigram(prepared_dir: Path, max_tokens: int | None = None) -> Baseli
     return Baseline(
         unigram_entropy_nats=entropy_nats(counts),
         validation_tokens=len(tokens),
+        train_tokens=manifest.splits["train"].tokens,
         vocab_size=manifest.vocab_size,
     )
 

@@ -19,8 +19,8 @@ def tabulate_runs(records: StudyRecords) -> list[Table]:
     runs = [records.runs[name] for name in names if name in records.runs]
     identity = Table(
         columns=(
-            "run", "width", "depth", "heads", "parameters", "non-embedding", "FLOPs/token", "steps", "tokens",
-            "learning rate", "seed", "ranks", "ZeRO", "precision", "attempts",
+            "run", "width", "depth", "heads", "parameters", "non-embedding", "FLOPs/token",
+            "steps", "tokens", "learning rate", "seed", "ranks", "ZeRO", "precision", "attempts",
         ),
         rows=[_identity(record) for record in runs],
     )  # fmt: skip
