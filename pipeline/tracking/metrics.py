@@ -101,7 +101,10 @@ METRICS: dict[str, Metric] = {
         "bytes", "model state of a rank, parameters split too", "lower", "ranks"
     ),
 }
-"""Every metric name of events, results and study summaries; names use only `[a-z0-9_/]`."""
+"""Every metric name of events, results and study summaries; names use only `[a-z0-9_/]`.
+
+In MLflow the host stands after the first slash of `system/...`, so that hosts stay apart.
+"""
 
 
 def check_metric(name: str) -> Metric:

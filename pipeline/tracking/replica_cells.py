@@ -6,6 +6,7 @@ Points carry the time of their event, so planning twice gives the same points.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _plan_training(cell: Cell, study: str | None, is_over: bool) -> ReplicaRun |
             **_size(result),
         },
         note=describe_run(config, result, events[-1].attempt),
-        points=(*_event_points(surviving_events(events)), *_result_points(result)),
+        points=(*_event_points(_with_hosts(events, cell.run_dir)), *_result_points(result)),
         texts=read_texts(cell.run_dir),
         dataset=_read_dataset(config, result),
     )
@@ -159,9 +160,23 @@ def _plan_probe(cell: Cell, result: ProbeResult, study: str | None) -> ReplicaRu
     )
 
 
+def _with_hosts(events: list[Event], run_dir: Path) -> list[Event]:
+    """The surviving lineage, with the load of every host below a name of its own."""
+    for path in sorted(run_dir.glob("events.*.jsonl")):
+        host = path.name.removeprefix("events.").removesuffix(".jsonl")
+        events = [*events, *(_name_host(event, host) for event in read_events(path))]
+    in_order = sorted(events, key=lambda event: (event.attempt, event.time_unix_seconds))
+    return surviving_events(in_order)
+
+
+def _name_host(event: Event, host: str) -> Event:
+    metrics = {name.replace("/", f"/{host}/", 1): value for name, value in event.metrics.items()}
+    return replace(event, values=metrics)
+
+
 def _event_points(events: list[Event]) -> Iterable[Point]:
     for event in events:
-        values = event.metrics
+        values = {name: value for name, value in event.values.items() if "/" in name}
         if event.kind in ("start", "resume"):
             values.setdefault("progress/attempt", float(event.attempt))
         time_unix_ms = _unix_ms(event.time_unix_seconds)

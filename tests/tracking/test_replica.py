@@ -83,6 +83,31 @@ def test_a_run_that_left_no_event_is_passed_over(make_run: Callable[..., object]
     assert replica.children == ()
 
 
+def test_the_load_of_hosts_stays_apart_and_is_rewound_with_the_run(
+    make_run: Callable[..., object],
+) -> None:
+    run = make_run().add("start", 0).add_steps(10, 30)
+    seconds = run.lines[-1]["time_unix_seconds"]
+    for host, load in (("a.example", 0.5), ("b-2", 0.25)):
+        lines = [
+            {"seq": n, "attempt": 1, "kind": "system", "step": step,
+             "time_unix_seconds": seconds, "values": {"system/cpu_fraction": load}}
+            for n, step in enumerate((10, 30))
+        ]  # fmt: skip
+        log = run.path / f"events.{host}.jsonl"
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def loads() -> list[tuple[str, int, float]]:
+        points = plan_single(run).points
+        return [(p.name, p.step, p.value) for p in points if p.name.startswith("system/")]
+
+    first = [("system/a.example/cpu_fraction", 10, 0.5), ("system/b-2/cpu_fraction", 10, 0.25)]
+    late = [(name, 30, load) for name, _, load in first]
+    assert sorted(loads()) == sorted(first + late)
+    run.add("resume", 20, attempt=2)
+    assert sorted(loads()) == first
+
+
 def test_credentials_stay_on_this_machine(make_run: Callable[..., object]) -> None:
     run = make_run(
         tracking={"uri": "https://me:canary1@tracker.example/mlflow"},
