@@ -30,9 +30,11 @@ class Step:
 
 
 def append_step(study_dir: Path, step: Step) -> None:
-    """Add a step to the timeline of a study."""
-    with (study_dir / FILE_NAME).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(step)) + "\n")
+    """Add a step to the timeline of a study, after cutting off a half-written last line."""
+    path = study_dir / FILE_NAME
+    with path.open("ab") as stream:
+        stream.truncate(path.read_bytes().rfind(b"\n") + 1)
+        stream.write(json.dumps(asdict(step)).encode() + b"\n")
 
 
 def read_timeline(study_dir: Path) -> list[Step]:
