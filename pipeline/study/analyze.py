@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.study.fits import Estimate, estimate_mean, estimate_slope_over_rounds, fit_line
-from pipeline.study.headline import write_headline
+from pipeline.study.headline import NOISE_NATS, write_headline
 from pipeline.study.outcome import (
     Check,
     Comparison,
@@ -27,12 +27,6 @@ from pipeline.study.series import (
 )
 from pipeline.study.wording import QUANTITIES
 from pipeline.tracking.store import RunRecord
-
-NOISE_NATS = 0.05
-"""Difference of two single runs that is not evidence.
-
-Source: Kaplan et al. 2020, appendix D.6: losses of equal runs differ by about 0.05 nats.
-"""
 
 FIRST_SLOPE_POSITION = 16
 """The slope over positions starts here: the first tokens gain from any context at all."""

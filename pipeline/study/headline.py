@@ -15,7 +15,13 @@ from pipeline.study.wording import (
     say_seconds,
 )
 
-NOISE_TEXT = "0.05 nats that equal runs differ by (Kaplan et al. 2020, appendix D.6)"
+NOISE_NATS = 0.05
+"""Difference of two single runs that is not evidence.
+
+Source: Kaplan et al. 2020, appendix D.6: losses of equal runs differ by about 0.05 nats.
+"""
+
+NOISE_TEXT = f"{NOISE_NATS} nats that equal runs differ by (Kaplan et al. 2020, appendix D.6)"
 
 
 def write_headline(
@@ -62,10 +68,15 @@ def _say_loss(
         f"{say_estimate(own.loss, 3)} for the {own.display_name}"
     )
     difference = comparison.loss_difference
-    if comparison.is_tie:
+    if comparison.is_tie and abs(difference.value) < NOISE_NATS:
         verdict = (
             f"The difference of {say_estimate(difference, 3)} is within the noise, about "
             f"{NOISE_TEXT}: call it a tie."
+        )
+    elif comparison.is_tie:
+        verdict = (
+            f"The interval of the difference, {say_estimate(difference, 3)}, covers zero: call it "
+            f"a tie."
         )
     else:
         better = own if difference.value < 0 else reference

@@ -34,6 +34,7 @@ from tests.training.cases import write_prepared
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 ENVIRONMENT = {"cpu_model": "a processor", "num_cores": 2, "packages": {"torch": "2.13.0"}}
 GAP_NATS = 0.2
+SEED_NATS = 0.1
 NUM_STEPS = 40
 LENGTHS = (32, 64, 128, 256)
 REPEATS = 6
@@ -98,17 +99,23 @@ def study_config(tmp_path: Path) -> StudyConfig:
 def write_study(study_config: StudyConfig, manifest: ShardManifest) -> Callable[..., StudyOnDisk]:
     """Give a function that writes the study's directory, without the cells named."""
 
-    def write(*, without: tuple[str, ...] = (), gap_nats: float = GAP_NATS) -> StudyOnDisk:
-        plan = plan_study(study_config)
+    def write(
+        *,
+        without: tuple[str, ...] = (),
+        gap_nats: float = GAP_NATS,
+        seeds: tuple[int, ...] = (0,),
+    ) -> StudyOnDisk:
+        config = StudyConfig.model_validate({**study_config.model_dump(), "seeds": list(seeds)})
+        plan = plan_study(config)
         plan.directory.mkdir(parents=True, exist_ok=True)
-        (plan.directory / "study.yaml").write_text(dump_yaml(study_config))
+        (plan.directory / "study.yaml").write_text(dump_yaml(config))
         manifests = dict.fromkeys(plan.families, manifest)
         for cell in plan.cells:
             run_dir = write_cell(plan, cell, manifests)
             if cell.name not in without:
                 finish_cell(run_dir, cell, manifest, gap_nats)
             add_to_timeline(plan, cell, is_complete=cell.name not in without)
-        return StudyOnDisk(config=study_config, plan=plan, manifest=manifest)
+        return StudyOnDisk(config=config, plan=plan, manifest=manifest)
 
     return write
 
@@ -118,7 +125,8 @@ def finish_cell(
 ) -> None:
     """Leave what the ranks of a cell would leave."""
     if isinstance(cell, TrainCell):
-        gap = gap_nats if cell.label == "lstm_attention" else 0.0
+        # The gap differs by SEED_NATS from one seed to the next.
+        gap = gap_nats + SEED_NATS * cell.run.seed if cell.label == "lstm_attention" else 0.0
         write_events(run_dir, cell, gap)
         write_result(run_dir, train_result(cell, manifest, gap))
     else:

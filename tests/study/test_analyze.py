@@ -43,6 +43,24 @@ def test_a_difference_below_the_published_noise_is_a_tie(write_study: WriteStudy
     assert "call it a tie" in result.headline[0]
 
 
+def test_several_seeds_give_intervals_of_paired_differences(write_study: WriteStudy) -> None:
+    result = analyze(read_study(write_study(gap_nats=0.3, seeds=(0, 1, 2)).directory))
+    (comparison,) = result.comparisons
+    # Differences 0.3, 0.4, 0.5: standard deviation 0.1, t(0.975, 2) = 4.3027.
+    assert comparison.loss_difference.value == pytest.approx(0.4)
+    assert comparison.loss_difference.half_width == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+    assert not comparison.is_tie
+    assert "(3 seeds each)" in result.headline[0]
+    assert "one seed" not in result.headline[0]
+
+
+def test_a_difference_whose_interval_covers_zero_is_a_tie(write_study: WriteStudy) -> None:
+    result = analyze(read_study(write_study(gap_nats=0.0, seeds=(0, 1, 2)).directory))
+    assert result.comparisons[0].loss_difference.value == pytest.approx(0.1)
+    assert result.comparisons[0].is_tie
+    assert "covers zero" in result.headline[0]
+
+
 def test_a_missing_cell_makes_the_study_partial_and_is_named(write_study: WriteStudy) -> None:
     result = analyze(read_study(write_study(without=("lstm_attention-seed0",)).directory))
     assert result.status == "partial"
