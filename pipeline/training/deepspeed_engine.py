@@ -11,6 +11,7 @@ Shapes: B micro-batch samples, T sequence tokens.
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -175,8 +176,9 @@ def deepspeed_config(
         zero_section |= {
             "stage3_param_persistence_threshold": run.zero.param_persistence_threshold,
             "stage3_prefetch_bucket_size": bucket,
-            "stage3_max_live_parameters": 1_000_000_000,
-            "stage3_max_reuse_distance": 1_000_000_000,
+            # DeepSpeed's 1e9 would keep all of a small model gathered from forward to backward.
+            "stage3_max_live_parameters": bucket,
+            "stage3_max_reuse_distance": bucket,
         }
     return {
         "train_batch_size": plan.global_batch_samples,
@@ -198,6 +200,8 @@ def _prepare_deepspeed(device: torch.device) -> None:
         LaunchError: DeepSpeed chose another accelerator.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed 0.19 calls collectives under names that torch 2.13 deprecates, once a collective.
+    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+. is deprecated", FutureWarning)
     # A shared cache of compiled extensions can hold the lock of a killed build, on which every
     # later start would hang.
     if "TORCH_EXTENSIONS_DIR" not in os.environ:

@@ -228,7 +228,10 @@ class ZeroState:
             hooked.register_hook(lambda _: queue(self.note_gradients))
 
     def state_bytes(self) -> StateBytes:
-        """Measure this rank's state; under stage 3 a parameter is this rank's part of it.
+        """Measure this rank's state.
+
+        Under stage 3 a parameter is this rank's part of it, and the whole where the persistence
+        threshold keeps it so; copies gathered for a pass are scratch and do not count.
 
         Raises:
             RuntimeError: No step was taken yet, so that there are no gradients.
@@ -236,8 +239,8 @@ class ZeroState:
         if not self._gradient_bytes:
             raise RuntimeError("state_bytes needs one train_step: gradients come with it")
         if self._stage == 3:
-            parameters = [p.ds_tensor for p in self._parameters.values()]  # type: ignore[attr-defined]
-            parameters += [p.data for p in self._parameters.values() if p.data.numel() > 0]
+            mine: list[Any] = list(self._parameters.values())
+            parameters = [p.ds_tensor for p in mine] + [p.data for p in mine if p.ds_persist]
         else:
             parameters = [p.data for p in self._parameters.values()]
         state = self._engine.basic_optimizer.state

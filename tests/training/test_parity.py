@@ -163,6 +163,23 @@ def test_no_extension_is_compiled_on_a_cpu(two_ranks: RankPool) -> None:
     assert two_ranks.run(list_compiled) == [[], []]
 
 
+def bytes_before_and_after_evaluation(
+    ranks: RankContext, run: RunConfig
+) -> tuple[StateBytes, StateBytes]:
+    engine, _ = small_engine(ranks, run)
+    engine.train_step(my_batches(ranks, 0), LEARNING_RATE)
+    before = engine.state_bytes()
+    engine.evaluate(my_batches(ranks, 0)[0])
+    return before, engine.state_bytes()
+
+
+def test_weights_gathered_for_a_pass_do_not_count_as_state(two_ranks: RankPool) -> None:
+    # A bucket larger than the model, so that evaluation leaves everything gathered.
+    run = small_run("gpt", 3, zero={"bucket_elements": 50_000_000})
+    for before, after in two_ranks.run(bytes_before_and_after_evaluation, run):
+        assert before == after
+
+
 def evaluate_and_step(ranks: RankContext, run: RunConfig) -> list[np.ndarray]:
     engine, _ = small_engine(ranks, run)
     batch = my_batches(ranks, 0)[0]
