@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config.schema import RunConfig
 from pipeline.study.plan import ProbeCell, TrainCell
 
-NOMINAL_FLOPS_PER_SECOND = 4.0e10
+NOMINAL_FLOPS_PER_SECOND = 5.0e10
 """Training FLOPs per second of one CPU rank with small fp32 models, as measured on one core; only
 the first expectation of a study uses it, later ones use the rate of its finished cells."""
 

@@ -63,8 +63,9 @@ def read_study(study_dir: Path) -> StudyRecords:
         raise ConfigError(f"{study_dir} is not a study directory: it holds no study.yaml")
     study = validate(StudyConfig, read_yaml(path), str(path))
     plan = replace(plan_study(study), directory=study_dir)
-    runs = {record.run_dir.name: record for record in read_runs(study_dir)}
-    probes = {result.run: result for result in read_probes(study_dir)}
+    planned = {cell.name for cell in plan.cells}
+    runs = {r.run_dir.name: r for r in read_runs(study_dir) if r.run_dir.name in planned}
+    probes = {r.run: r for r in read_probes(study_dir) if r.run in planned}
     timeline = read_timeline(study_dir)
     return StudyRecords(
         study=study,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.study.analyze import analyze
@@ -59,6 +60,19 @@ def test_a_difference_whose_interval_covers_zero_is_a_tie(write_study: WriteStud
     assert result.comparisons[0].loss_difference.value == pytest.approx(0.1)
     assert result.comparisons[0].is_tie
     assert "covers zero" in result.headline[0]
+
+
+def test_a_family_that_left_the_study_leaves_its_results_too(write_study: WriteStudy) -> None:
+    study = write_study()
+    path = study.directory / "study.yaml"
+    tree = yaml.safe_load(path.read_text())
+    del tree["families"]["lstm_attention"]
+    path.write_text(yaml.safe_dump(tree))
+    result = analyze(read_study(study.directory))
+    assert [family.label for family in result.families] == ["gpt"]
+    assert result.status == "complete"
+    assert result.comparisons == []
+    assert result.wall_time.training_step_seconds == pytest.approx(20.0)
 
 
 def test_a_missing_cell_makes_the_study_partial_and_is_named(write_study: WriteStudy) -> None:
