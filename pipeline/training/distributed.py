@@ -47,7 +47,8 @@ def start_distributed(accelerator: str = "auto") -> RankContext:
             names, which launchers set and DeepSpeed obeys.
 
     Raises:
-        LaunchError: The environment is incomplete, or an NVIDIA device is there but unusable.
+        LaunchError: The environment is incomplete, the other ranks do not come, or an NVIDIA device
+            is there but unusable.
     """
     if accelerator == "auto":
         accelerator = os.environ.get("DS_ACCELERATOR", "auto")
@@ -87,18 +88,20 @@ def _init_group(backend: str, device: torch.device) -> None:
     if given and len(given) < len(names):
         missing = sorted(set(names) - set(given))
         raise LaunchError(f"{', '.join(given)} are set but not {', '.join(missing)}")
-    bound = device if device.type == "cuda" else None
-    if given:
-        dist.init_process_group(backend, timeout=timeout, device_id=bound)
-        return
-    dist.init_process_group(
-        backend,
-        init_method=f"tcp://127.0.0.1:{_free_port()}",
-        rank=0,
-        world_size=1,
-        timeout=timeout,
-        device_id=bound,
+    place: dict[str, Any] = (
+        {}
+        if given
+        else {"init_method": f"tcp://127.0.0.1:{_free_port()}", "rank": 0, "world_size": 1}
     )
+    bound = device if device.type == "cuda" else None
+    try:
+        dist.init_process_group(backend, timeout=timeout, device_id=bound, **place)
+    except dist.DistError as exc:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise LaunchError(
+            f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} found no "
+            f"group at {where} within {timeout.total_seconds():g} s ({TIMEOUT_VARIABLE}): {exc}"
+        ) from exc
 
 
 def _free_port() -> int:

@@ -177,6 +177,20 @@ def test_finished_run_is_not_trained_again(two_ranks: RankPool, runs: Runs) -> N
     assert (run_dir / "events.jsonl").read_bytes() == before
 
 
+def test_lost_result_is_written_again_from_the_last_checkpoint(
+    two_ranks: RankPool, runs: Runs
+) -> None:
+    run_dir = runs.make("run", every_step("gpt", 3))
+    first = two_ranks.run(train_rank, run_dir)[0]
+    (run_dir / "result.json").unlink()
+    second = two_ranks.run(train_rank, run_dir)[0]
+    assert second.per_position_loss == first.per_position_loss
+    assert (second.steps, second.attempts) == (NUM_STEPS, 2)
+    # No step was taken, so what a step measures is absent and not invented.
+    assert second.model_state_bytes is None
+    assert "perf/step_seconds" not in second.metrics
+
+
 def test_stop_file_stops_all_ranks_with_a_checkpoint(two_ranks: RankPool, runs: Runs) -> None:
     run_dir = runs.make("run", every_step("gpt", 2))
     (run_dir / "stop.request").touch()
