@@ -4,8 +4,8 @@ import fcntl
 import logging
 import os
 import shutil
-import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.assembly import build_manifest, list_differences, npy_bytes, summarise
 from pipeline.data.indexed import token_dtype
 from pipeline.data.plan import fingerprint, plan_options, plan_recipe
+from pipeline.data.scratch import environment, python_path, short_directory
 from pipeline.data.shard_writer import ShardJob, SplitResult, is_validation, make_shards
 from pipeline.data.shards import (
     MANIFEST_NAME,
@@ -45,11 +46,6 @@ from pipeline.errors import ConfigError, DataError
 
 OBJECT_STORE_BYTES = 200 << 20
 """Of a local Ray; only manifest rows travel through it."""
-LONGEST_RAY_DIR = 42
-"""Ray puts Unix sockets up to 65 characters below its directory, and their paths may have 107."""
-
-RAY_EXIT_SECONDS = 5.0
-"""Ray's processes write their last log lines after shutdown has returned."""
 
 OnEvent = Callable[[str], None]
 
@@ -104,18 +100,18 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
     elif address and address != "local":
         # Inside a Ray job the job's own environment brings the package, and Ray refuses a second.
         in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        environment = None if in_job else {"env_vars": {"PYTHONPATH": package_root}}
-        ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
+        runtime_env = None if in_job else {"env_vars": {"PYTHONPATH": package_root}}
+        ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
         try:
             yield
         finally:
             ray.shutdown()
     else:
-        with _ray_directory() as directory:
-            with _environment(
+        with short_directory() as directory:
+            with environment(
                 RAY_AUTH_MODE="disabled",  # else Ray writes a token into the home directory
                 RAY_USAGE_STATS_ENABLED="0",
-                PYTHONPATH=os.pathsep.join([package_root, *_python_path()]),
+                PYTHONPATH=os.pathsep.join([package_root, *python_path()]),
             ):
                 ray.init(
                     "local",
@@ -145,10 +141,8 @@ def run_tasks(splits: list[Split], job: ShardJob) -> Iterator[SplitResult]:
     def make(row: dict[str, Any]) -> dict[str, Any]:
         try:
             return {"result": make_shards(row["split"], job), "error": None}
-        except DataError as exc:
-            return {"result": None, "error": str(exc)}
-        except OSError as exc:
-            return {"result": None, "error": f"cannot write to {job.directory}: {exc}"}
+        except Exception as exc:  # Ray would hand over a traceback as text instead of this message
+            return {"result": None, "error": _explain(exc, job)}
 
     rows = [{"split": split} for split in splits]
     try:
@@ -159,17 +153,24 @@ def run_tasks(splits: list[Split], job: ShardJob) -> Iterator[SplitResult]:
                     raise DataError(row["error"])
                 yield row["result"]
     except ray.exceptions.RayError as exc:
-        cause = getattr(exc, "cause", None) or exc
-        raise DataError(f"a tokenization task failed: {cause}") from exc
+        raise DataError(f"a tokenization task was lost: {str(exc).splitlines()[0]}") from exc
+
+
+def _explain(exc: Exception, job: ShardJob) -> str:
+    if isinstance(exc, DataError):
+        return str(exc)
+    if isinstance(exc, OSError):
+        return f"cannot write to {job.directory}: {exc.strerror or exc}"
+    return f"a tokenization task failed: {''.join(traceback.format_exception(exc))}"
 
 
 def _prepare_afresh(
     data: DataConfig, source: Source, recipe: dict[str, Any], directory: Path, on_event: OnEvent
 ) -> ShardManifest:
-    if directory.exists():
-        on_event(f"removing the unfinished {directory}")
-        shutil.rmtree(directory)
     try:
+        if directory.exists():
+            on_event(f"removing the unfinished {directory}")
+            shutil.rmtree(directory)
         directory.mkdir(parents=True)
         splits = source.splits()
         tokenizer = _make_tokenizer(data, source, splits, on_event)
@@ -306,36 +307,3 @@ def _quiet_ray_data() -> Iterator[None]:
     finally:
         context.enable_progress_bars, context.print_on_execution_start = before
         logger.setLevel(level)
-
-
-@contextmanager
-def _ray_directory() -> Iterator[str]:
-    """Make a directory with a path short enough for Ray's sockets, and remove it afterwards."""
-    parent = tempfile.gettempdir()
-    if len(parent) > LONGEST_RAY_DIR - len("/ray-12345678"):
-        parent = "/tmp"
-    directory = tempfile.mkdtemp(prefix="ray-", dir=parent)
-    try:
-        yield directory
-    finally:
-        deadline = time.monotonic() + RAY_EXIT_SECONDS
-        while os.path.exists(directory) and time.monotonic() < deadline:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _python_path() -> list[str]:
-    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]

@@ -80,6 +80,8 @@ def read_chunks(path: str, start: int = 0, stop: int | None = None) -> Iterator[
         DataError: The file cannot be read, or a compressed stream is damaged or ends early.
     """
     try:
+        if path.endswith(COMPRESSED_SUFFIXES) and Path(path).stat().st_size == 0:
+            raise DataError(f"{path} is not a whole archive (it is empty); copy it again")
         if path.endswith(".gz"):
             yield from _gzip_chunks(path)
         elif path.endswith(".zst"):

@@ -40,7 +40,9 @@ def test_a_stream_of_several_members_is_read_to_its_end(tmp_path: Path, suffix: 
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-@pytest.mark.parametrize("damage", ["half", "last bytes", "flipped", "tail", "not packed", "none"])
+@pytest.mark.parametrize(
+    "damage", ["half", "last bytes", "flipped", "tail", "not packed", "none", "empty"]
+)
 def test_a_damaged_stream_is_an_error_never_a_short_text(
     tmp_path: Path, suffix: str, damage: str
 ) -> None:
@@ -54,6 +56,7 @@ def test_a_damaged_stream_is_an_error_never_a_short_text(
         "tail": packed + b"rubbish behind the end",
         "not packed": DATA,
         "none": packed[:2],
+        "empty": b"",
     }[damage]
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(damaged)
