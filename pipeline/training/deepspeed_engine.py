@@ -10,9 +10,9 @@ Shapes: B micro-batch samples, T sequence tokens.
 
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -204,8 +204,8 @@ def _prepare_deepspeed(device: torch.device) -> None:
     warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+. is deprecated", FutureWarning)
     # A shared cache of compiled extensions can hold the lock of a killed build, on which every
     # later start would hang.
-    if "TORCH_EXTENSIONS_DIR" not in os.environ:
-        os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="tandem-extensions-")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "tandem" / "torch_extensions"))
     # Initialising compiles this op on a CPU, for minutes, and training never calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     chosen = get_accelerator().device_name()
