@@ -1,6 +1,7 @@
 """From a run directory to Ray Train workers, on a running cluster or on a local one."""
 
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from pipeline.data.prepare import ray_session
 from pipeline.errors import LaunchError, PipelineError
 from pipeline.tracking.store import Verdict
 
+STORAGE = ".ray-train"
 START_SECONDS = 300
 """How long the workers may take to start: loading torch and DeepSpeed takes a minute when busy."""
 
@@ -64,6 +66,8 @@ class RayLauncher:
         """
         run_dir = run_dir.absolute()
         with ExitStack() as stack:
+            # Ray Train's own bookkeeping: every node must see it, and nobody needs it later.
+            stack.callback(shutil.rmtree, run_dir / STORAGE, ignore_errors=True)
             stack.enter_context(ray_session(self._cluster.ray_address, num_workers))
             stack.enter_context(environment_set(CONTROLLER_ENVIRONMENT))
             trainer = self._build_trainer(run_dir, num_workers, stop_after_steps)
@@ -96,7 +100,7 @@ class RayLauncher:
             # A name that was used before would make Ray Train resume that run's bookkeeping.
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex[:12],
-                storage_path=str(run_dir / "ray"),
+                storage_path=str(run_dir / STORAGE),
                 worker_runtime_env={"env_vars": environment},
             ),
         )  # fmt: skip

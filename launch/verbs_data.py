@@ -62,8 +62,24 @@ def verify(
 
     prepared_dir = prepared_of(directory)
     verify_shards(prepared_dir)
-    checked = [str(prepared_dir)]
+    checked = [str(prepared_dir), *verify_checkpoints(directory)]
     Display(as_json=as_json).answer({"verified": checked}, [f"intact: {path}" for path in checked])
+
+
+def verify_checkpoints(directory: Path) -> list[str]:
+    """Check every checkpoint of a run directory and give those that are intact, newest first.
+
+    Raises:
+        CheckpointError: One is damaged; its files are named.
+    """
+    if not (directory / "checkpoints").is_dir():
+        return []
+    from pipeline.training.checkpoint_files import list_checkpoints, verify_checkpoint
+
+    checkpoints = list_checkpoints(directory)
+    for checkpoint in checkpoints:
+        verify_checkpoint(checkpoint)
+    return [str(checkpoint) for checkpoint in checkpoints]
 
 
 def describe_directory(prepared_dir: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Every launcher runs the same worker: equal losses, and verdicts instead of exit codes."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ from launch.hostfile import find_deepspeed
 from launch.run_dirs import init_run
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import load_run
+from pipeline.data.prepare import ray_session
+from pipeline.errors import LaunchError
 from pipeline.tracking.events import read_events
 from pipeline.tracking.store import Verdict, read_result, read_verdict
 
@@ -19,14 +21,21 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_local(run_dir: Path) -> Verdict | None:
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One local Ray for all tests of this file; the launcher joins it."""
+    with ray_session(num_cpus=2):
+        yield
+
+
+def run_local(run_dir: Path, num_workers: int = 2) -> Verdict | None:
     cluster = ClusterConfig(launcher="local", accelerator="cpu")
-    return build_launcher(cluster, print).run(run_dir, num_workers=2)
+    return build_launcher(cluster, print).run(run_dir, num_workers=num_workers)
 
 
-def run_ray(run_dir: Path) -> Verdict | None:
+def run_ray(run_dir: Path, num_workers: int = 2) -> Verdict | None:
     cluster = ClusterConfig(launcher="ray", accelerator="cpu")
-    return build_launcher(cluster, print).run(run_dir, num_workers=2)
+    return build_launcher(cluster, print).run(run_dir, num_workers=num_workers)
 
 
 def run_deepspeed(run_dir: Path) -> Verdict | None:
@@ -63,8 +72,7 @@ def losses_of(run_dir: Path) -> list[float]:
 def reference(tiny_run: Path) -> list[float]:
     """Losses of a single rank over the same global batches."""
     run_dir = new_run(tiny_run, "reference")
-    cluster = ClusterConfig(launcher="local", accelerator="cpu")
-    assert build_launcher(cluster, print).run(run_dir, num_workers=1) == "complete"
+    assert run_local(run_dir, num_workers=1) == "complete"
     return losses_of(run_dir)
 
 
@@ -72,6 +80,7 @@ def test_every_registered_launcher_is_run_here() -> None:
     assert set(WAYS) == set(LAUNCHERS)
 
 
+@pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_launch_gives_the_same_losses(
     way: str, tiny_run: Path, reference: list[float]
@@ -83,3 +92,16 @@ def test_every_way_to_launch_gives_the_same_losses(
     losses = losses_of(run_dir)
     assert len(losses) == 6
     assert losses == pytest.approx(reference, rel=1e-5)
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("run", [run_local, run_ray])
+def test_a_refusing_rank_gives_its_message_and_its_exit_code(
+    run: Callable[[Path, int], Verdict | None], tiny_run: Path
+) -> None:
+    run_dir = new_run(tiny_run, f"refused-{run.__name__}")
+    with pytest.raises(LaunchError, match=r"(?s)^rank \d of refused.*not a multiple") as caught:
+        run(run_dir, 3)
+    assert caught.value.exit_code == 2
+    assert not (run_dir / ".ray-train").exists()
+    assert read_verdict(run_dir) is None

@@ -83,19 +83,8 @@ def test_a_killed_rank_ends_the_others_and_is_named(
 
 
 @pytest.mark.slow
-def test_a_refusing_rank_gives_its_message_and_its_exit_code(
-    launcher: LocalLauncher, tiny_run: Path
-) -> None:
-    run_dir = init_run(load_run(tiny_run, ["name=refused"]), print)
-    with pytest.raises(LaunchError, match=r"(?s)exit code 2.*not a multiple") as caught:
-        launcher.run(run_dir, num_workers=3)
-    assert caught.value.exit_code == 2
-    assert not ranks_of_this_process()
-
-
-@pytest.mark.slow
 def test_a_stop_request_leaves_a_checkpoint_and_the_run_goes_on(
-    launcher: LocalLauncher, tiny_run: Path
+    launcher: LocalLauncher, tiny_run: Path, cli
 ) -> None:
     overrides = ["name=stopped", "train.total_tokens=38400"]
     run_dir = init_run(load_run(tiny_run, overrides), print)
@@ -108,6 +97,18 @@ def test_a_stop_request_leaves_a_checkpoint_and_the_run_goes_on(
     assert (result.steps, result.attempts) == (300, 2)
     resumed = [event for event in read_events(run_dir / "events.jsonl") if event.kind == "resume"]
     assert [event.step > 0 for event in resumed] == [True]
+
+    shown = cli("train", tiny_run, *overrides)
+    assert shown.code == 0
+    assert "is finished already" in shown.out
+    assert cli("sync", run_dir, "--json").tree["num_points"] > 0
+    assert cli("sync", run_dir, "--json").tree["num_points"] == 0
+    assert len(cli("verify", run_dir, "--json").tree["verified"]) >= 2
+    damaged = next((run_dir / "checkpoints").rglob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    shown = cli("verify", run_dir)
+    assert shown.code == 1
+    assert damaged.name in shown.err
 
 
 @pytest.mark.slow
