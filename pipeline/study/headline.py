@@ -117,7 +117,7 @@ def _say_positions(comparison: Comparison, own: FamilyResult, reference: FamilyR
         verdict = "the interval covers zero, so neither is seen to gain more from a longer context"
     else:
         gains_more = own if difference.value < 0 else reference
-        verdict = f"the {gains_more.display_name} gains more from a longer context"
+        verdict = f"in these runs the {gains_more.display_name} gains more from a longer context"
     return [
         f"Context. From position 16 on, each doubling of the context changes the loss by "
         f"{say_estimate(slopes[1], 3)} nats for the {reference.display_name} and "
