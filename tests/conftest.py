@@ -6,6 +6,7 @@ Processes that tests start inherit a HOME below one fresh directory; leftovers a
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -35,6 +36,9 @@ REMOVED_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_S
 STOPS_BY_ITSELF = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
 """Direct children of the test process that end with it; what they fork does not count as these."""
 
+ON_REQUEST = ("gpu", "medium", "bench", "long")
+"""Markers whose tests run only when `-m` names them, whatever else it says."""
+
 ROOT = pytest.StashKey[Path]()
 
 
@@ -57,6 +61,15 @@ def pytest_configure(config: pytest.Config) -> None:
     tempfile.tempdir = None
     # After multiprocessing has removed its own directory (priority -100), which stands below.
     Finalize(None, shutil.rmtree, args=(root,), kwargs={"ignore_errors": True}, exitpriority=-200)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    named = set(re.findall(r"\w+", config.option.markexpr))
+    left_out = set(ON_REQUEST) - named
+    dropped = [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(scope="session")
