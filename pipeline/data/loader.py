@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.batching import BatchPlan
+from pipeline.data.checks import check_train_tokens, check_validation_tokens
 from pipeline.data.shards import ShardSet
 from pipeline.errors import DataError
 
@@ -67,12 +68,7 @@ class TokenLoader:
             DataError: The split is too small for one global batch.
         """
         self.num_samples = max(shards.num_tokens - 1, 0) // plan.sequence_tokens
-        if self.num_samples < plan.global_batch_samples:
-            raise DataError(
-                f"the {shards.split} split has {shards.num_tokens} tokens = {self.num_samples} "
-                f"samples of {plan.sequence_tokens} tokens, fewer than one global batch of "
-                f"{plan.global_batch_samples}; give more text or lower train.global_batch_tokens"
-            )
+        check_train_tokens(shards.num_tokens, plan.sequence_tokens, plan.global_batch_samples)
         self._shards = shards
         self._plan = plan
         self._rank = rank
@@ -145,12 +141,7 @@ class ValidationBatches:
         Raises:
             DataError: The split holds less than one sample.
         """
-        if shards.num_tokens < sequence_tokens + 1:
-            raise DataError(
-                f"the {shards.split} split has {shards.num_tokens} tokens, one sample needs "
-                f"{sequence_tokens + 1} (train.sequence_tokens + 1); raise "
-                "data.validation_fraction, give more text or lower train.sequence_tokens"
-            )
+        check_validation_tokens(shards.num_tokens, sequence_tokens)
         available = shards.num_tokens - 1
         self.num_labels = available if max_tokens is None else min(available, max_tokens)
         self._shards = shards
