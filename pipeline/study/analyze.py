@@ -206,7 +206,7 @@ def _check(records: StudyRecords, families: Sequence[FamilyResult]) -> list[Chec
 
 
 def _judge(records: StudyRecords, checks: Sequence[Check], stopped: bool) -> Status:
-    if stopped:
+    if stopped and records.missing:
         return "stopped"
     if not all(check.passed for check in checks):
         return "failed"

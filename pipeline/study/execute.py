@@ -50,6 +50,11 @@ Prepare = Callable[[DataConfig], ShardManifest]
 Quiet = Callable[[], AbstractContextManager[None]]
 
 
+def never() -> bool:
+    """Tell that nobody asked for a stop."""
+    return False
+
+
 def run_study(
     study: StudyConfig,
     launcher: Launcher,
@@ -57,6 +62,7 @@ def run_study(
     prepare: Prepare,
     on_event: Callable[[StudyEvent], None] = lambda event: None,
     quiet: Quiet = nullcontext,
+    should_stop: Callable[[], bool] = never,
 ) -> StudyResult:
     """Run every cell that is not finished yet, then analyze and report.
 
@@ -66,6 +72,8 @@ def run_study(
         prepare: Tokenizes the text, or finds it prepared.
         on_event: Called when a step begins and ends.
         quiet: Entered around probe cells; whatever else computes on the host should rest inside.
+        should_stop: Asked after preparing and after each cell. A request that reached no run, in
+            the last step of one or during a probe, stops the study here.
 
     Returns:
         The result; the caller fails unless its status is complete.
@@ -83,14 +91,15 @@ def run_study(
     manifests = _prepare_all(plan, prepare, progress)
     stopped = False
     for cell in plan.cells:
+        if stopped or should_stop():
+            stopped = True
+            break
         run_dir = write_cell(plan, cell, manifests)
         if read_verdict(run_dir) == "complete":
             progress.skip(cell)
             continue
         with quiet() if isinstance(cell, ProbeCell) else nullcontext():
             stopped = _run_cell(launcher, cell, run_dir, progress) == "stopped"
-        if stopped:
-            break
     progress.begin("report", None)
     started = time.time()
     result = report_study(plan.directory, stopped=stopped)

@@ -139,6 +139,40 @@ def test_a_stop_on_request_starts_no_further_cell(
     assert (directory_of(study_config) / "report.html").exists()
 
 
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_a_stop_request_that_reached_no_run_starts_no_further_cell(
+    study_config: StudyConfig, launcher: RecordingLauncher, prepared: Prepared, done: int
+) -> None:
+    result = run_study(
+        study_config,
+        launcher,
+        prepare=prepared,
+        should_stop=lambda: len(launcher.started) >= done,
+    )
+    assert result.status == "stopped"
+    assert [name for name, _ in launcher.started] == NAMES[:done]
+    assert set(result.missing) == set(NAMES[done:])
+    assert (directory_of(study_config) / "report.html").exists()
+    assert sorted(path.name for path in (directory_of(study_config) / "runs").glob("*")) == sorted(
+        NAMES[:done]
+    )
+    again = RecordingLauncher(study_config, launcher.manifest)
+    assert run_study(study_config, again, prepare=prepared).status == "complete"
+    assert [name for name, _ in again.started] == NAMES[done:]
+
+
+def test_a_stop_request_after_the_last_cell_leaves_a_complete_study(
+    study_config: StudyConfig, launcher: RecordingLauncher, prepared: Prepared
+) -> None:
+    result = run_study(
+        study_config,
+        launcher,
+        prepare=prepared,
+        should_stop=lambda: len(launcher.started) == len(NAMES),
+    )
+    assert result.status == "complete"
+
+
 def test_events_count_every_step_and_expect_less_and_less(
     study_config: StudyConfig, launcher: RecordingLauncher, prepared: Prepared
 ) -> None:
