@@ -13,6 +13,7 @@ from typing import Protocol
 from pipeline.config.load import dump_yaml
 from pipeline.config.schema import DataConfig
 from pipeline.config.study import StudyConfig
+from pipeline.data.checks import check_prepared
 from pipeline.data.shards import ShardManifest
 from pipeline.errors import PipelineError
 from pipeline.study.analyze import analyze
@@ -79,8 +80,9 @@ def run_study(
         The result; the caller fails unless its status is complete.
 
     Raises:
-        ConfigError: The study contradicts itself, or its directory belongs to another study.
-        DataError: The text cannot be prepared.
+        ConfigError: The study contradicts itself, its directory belongs to another study, or an
+            embedding table is too small for the tokenizer.
+        DataError: The text cannot be prepared, or is too short for a run.
     """
     plan = plan_study(study)
     plan.directory.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ def report_study(study_dir: Path, *, stopped: bool = False) -> StudyResult:
 
 
 def _prepare_all(plan: StudyPlan, prepare: Prepare, progress: Progress) -> dict[str, ShardManifest]:
-    """Prepare the text of each family, once where families share it."""
+    """Prepare the text of each family, once where families share it, and check that it suffices."""
     progress.begin("prepare", None)
     started = time.time()
     by_data: dict[DataConfig, ShardManifest] = {}
@@ -136,6 +138,10 @@ def _prepare_all(plan: StudyPlan, prepare: Prepare, progress: Progress) -> dict[
         if run.data not in by_data:
             by_data[run.data] = prepare(run.data)
         manifests[label] = by_data[run.data]
+        try:
+            check_prepared(run, manifests[label])
+        except PipelineError as exc:
+            raise type(exc)(f"families.{label}: {exc}") from exc
     progress.end("prepare", None, started, "complete")
     return manifests
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.config.schema import DataConfig
 from pipeline.config.study import StudyConfig
+from pipeline.config.tree import merge
 from pipeline.data.shards import ShardManifest
 from pipeline.errors import ConfigError, DataError, LaunchError
 from pipeline.study.execute import report_study, run_study
@@ -215,6 +216,39 @@ def test_a_cell_of_another_config_is_refused_before_anything_is_prepared(
     with pytest.raises(ConfigError, match="gpt-seed0 holds a cell of another config"):
         run_study(other, launcher, prepare=prepared)
     assert prepared.num_calls == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"model": {"vocab_size": 10}}, ConfigError, "model.vocab_size=10 is smaller"),
+        (
+            {"train": {"global_batch_tokens": 2**20, "total_tokens": 2**20}},
+            DataError,
+            "fewer than one global batch",
+        ),
+        (
+            {"train": {"micro_batch_samples": 1, "sequence_tokens": 2**10,
+                       "global_batch_tokens": 2**11, "total_tokens": 2**11}},
+            DataError,
+            "the validation split has",
+        ),
+    ],
+)  # fmt: skip
+def test_text_that_a_family_cannot_use_is_refused_before_any_rank_starts(
+    study_config: StudyConfig,
+    launcher: RecordingLauncher,
+    prepared: Prepared,
+    fields: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    families = {label: merge(own, fields) for label, own in study_config.families.items()}
+    study = changed(study_config, families=families)
+    with pytest.raises(error, match=rf"families\.gpt: .*{message}"):
+        run_study(study, launcher, prepare=prepared)
+    assert launcher.started == []
+    assert not (directory_of(study_config) / "runs").exists()
 
 
 def test_a_probe_cell_with_other_arguments_is_refused(
