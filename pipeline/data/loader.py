@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline.config.batching import BatchPlan
 from pipeline.data.checks import check_train_tokens, check_validation_tokens
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards import ShardSet, load_token_bytes
 from pipeline.errors import DataError
 
 IGNORED_LABEL = -100
@@ -23,6 +23,7 @@ FEISTEL_ROUNDS = 8
 SMALLEST_HALF_BITS = 4
 """Halves of fewer bits give too few different permutations of a handful of samples."""
 
+Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]
 
@@ -35,6 +36,8 @@ class TokenBatch:
     """[B, T] token ids."""
     labels: Int64Array
     """[B, T] ids of the tokens that follow; -100 is not scored."""
+    text_bytes: Int32Array
+    """[B, T] raw bytes of each label; 0 where it is not scored or ends a document."""
     sample_ids: Int64Array
     """[B] which sample of the split each row is; -1 for a row that is all padding."""
 
@@ -65,11 +68,12 @@ class TokenLoader:
             seed: Seed of the sample order.
 
         Raises:
-            DataError: The split is too small for one global batch.
+            DataError: The split is too small for one global batch, or `token_bytes.npy` is gone.
         """
         self.num_samples = max(shards.num_tokens - 1, 0) // plan.sequence_tokens
         check_train_tokens(shards.num_tokens, plan.sequence_tokens, plan.global_batch_samples)
         self._shards = shards
+        self._token_bytes = load_token_bytes(shards.manifest.directory)
         self._plan = plan
         self._rank = rank
         self._seed = seed
@@ -105,9 +109,11 @@ class TokenLoader:
         rows = np.empty((len(sample_ids), length + 1), dtype=np.int64)
         for row, sample in zip(rows, sample_ids.tolist(), strict=True):
             row[:] = self._shards.tokens(sample * length, (sample + 1) * length + 1)
+        labels = np.ascontiguousarray(rows[:, 1:])
         return TokenBatch(
             inputs=np.ascontiguousarray(rows[:, :-1]),
-            labels=np.ascontiguousarray(rows[:, 1:]),
+            labels=labels,
+            text_bytes=label_bytes(labels, self._token_bytes),
             sample_ids=sample_ids,
         )
 
@@ -139,12 +145,13 @@ class ValidationBatches:
             max_tokens: Labels to score, from the start of the split; None scores all.
 
         Raises:
-            DataError: The split holds less than one sample.
+            DataError: The split holds less than one sample, or `token_bytes.npy` is gone.
         """
         check_validation_tokens(shards.num_tokens, sequence_tokens)
         available = shards.num_tokens - 1
         self.num_labels = available if max_tokens is None else min(available, max_tokens)
         self._shards = shards
+        self._token_bytes = load_token_bytes(shards.manifest.directory)
         self._shape = (micro_batch_samples, sequence_tokens)
         self._rank = rank
         self._world_size = world_size
@@ -172,7 +179,26 @@ class ValidationBatches:
             inputs[row, : stop - start] = tokens[:-1]
             labels[row, : stop - start] = tokens[1:]
             sample_ids[row] = first_sample + row
-        return TokenBatch(inputs=inputs, labels=labels, sample_ids=sample_ids)
+        return TokenBatch(
+            inputs=inputs,
+            labels=labels,
+            text_bytes=label_bytes(labels, self._token_bytes),
+            sample_ids=sample_ids,
+        )
+
+
+def label_bytes(labels_BT: Int64Array, token_bytes: Int32Array) -> Int32Array:
+    """Give the raw bytes of each label.
+
+    Args:
+        labels_BT: Token ids, -100 where a label is not scored.
+        token_bytes: Raw bytes of each token id, 0 for the end of a document.
+
+    Returns:
+        int32 [B, T]; 0 where a label is not scored or ends a document.
+    """
+    is_label = labels_BT != IGNORED_LABEL
+    return np.where(is_label, token_bytes[np.where(is_label, labels_BT, 0)], np.int32(0))
 
 
 def permute(positions: Int64Array, num_samples: int, seed: int, epoch: int) -> Int64Array:

@@ -34,6 +34,7 @@ from pipeline.training.engine import (
     StepOutcome,
     build_optimizer,
     count_labels,
+    loss_sums,
 )
 from pipeline.training.zero_state import ZeroState
 
@@ -71,13 +72,14 @@ class DeepSpeedEngine:
         num_tokens = int(sum_over_ranks([count_labels(micro_batches)], self._ranks)[0])
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss_sum = self._run_micro_batches(micro_batches, num_tokens, laps)
+        sums = self._run_micro_batches(micro_batches, num_tokens, laps)
         self._is_measured = True
         grad_norm, applied = self._update()
         laps.lap("optimizer")
         seconds = laps.seconds()
         return StepOutcome(
-            loss_sum=float(loss_sum),
+            loss_sum=float(sums[0]),
+            text_loss_sum=float(sums[1]),
             num_tokens=num_tokens,
             grad_norm=grad_norm,
             applied=applied,
@@ -89,25 +91,24 @@ class DeepSpeedEngine:
     def _run_micro_batches(
         self, micro_batches: Sequence[TokenBatch], num_tokens: int, laps: Laps
     ) -> torch.Tensor:
-        """Accumulate the gradient of the mean loss; give the loss summed over all ranks."""
+        """Accumulate the gradient of the mean loss; give `loss_sums` summed over all ranks."""
         self._engine.train()
         device = self._ranks.device
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
         # DeepSpeed divides by the ranks what it sums over them; the factor takes that back.
         factor = torch.tensor(self._ranks.world_size / num_tokens, device=device)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             self._engine.set_gradient_accumulation_boundary(is_last)
             nll_BT = self._engine(to_device(batch.inputs, device), to_device(batch.labels, device))
-            loss = nll_BT.sum()
-            loss_sum += loss.detach()
+            sums += loss_sums(nll_BT, batch)
             laps.lap("forward")
             if is_last:
-                dist.all_reduce(loss_sum)
-                factor = torch.where(loss_sum.isfinite(), factor, torch.nan)
-            self._backward(loss * factor)
+                dist.all_reduce(sums)
+                factor = torch.where(sums[0].isfinite(), factor, torch.nan)
+            self._backward(nll_BT.sum() * factor)
             laps.lap("backward")
-        return loss_sum
+        return sums
 
     def _backward(self, loss: torch.Tensor) -> None:
         """Accumulate gradients; the passes of the first step are measured on the way."""

@@ -136,8 +136,10 @@ def fused_optimizer(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def to_device(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Copy token ids to the device; on CUDA from pinned memory, without waiting."""
+def to_device(
+    array: npt.NDArray[np.int64] | npt.NDArray[np.bool_], device: torch.device
+) -> torch.Tensor:
+    """Copy token ids or a mask to the device; on CUDA from pinned memory, without waiting."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cpu":
         return tensor

@@ -16,6 +16,7 @@ from pipeline.config.batching import BatchPlan
 from pipeline.config.schema import OptimizerConfig, RunConfig
 from pipeline.data.loader import IGNORED_LABEL, TokenBatch
 from pipeline.training import ENGINES
+from pipeline.training.device import to_device
 from pipeline.training.distributed import RankContext
 
 
@@ -25,6 +26,8 @@ class StepOutcome:
 
     loss_sum: float
     """Sum of the negative log-likelihood of all labelled tokens, in nats, before the update."""
+    text_loss_sum: float
+    """The part of `loss_sum` that belongs to labels with text, without ends of documents."""
     num_tokens: int
     """Labelled tokens of the global batch."""
     grad_norm: float
@@ -197,6 +200,22 @@ def open_moments(optimizer: torch.optim.AdamW, masters: Iterable[torch.Tensor]) 
 def count_labels(micro_batches: Sequence[TokenBatch]) -> int:
     """Count the labelled tokens of this rank's micro-batches."""
     return sum(int(np.count_nonzero(batch.labels != IGNORED_LABEL)) for batch in micro_batches)
+
+
+def loss_sums(nll_BT: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    """Sum the losses of a micro-batch over all labels, and over those that stand for text.
+
+    Args:
+        nll_BT: Loss of each label, in nats.
+        batch: The micro-batch that it was computed on.
+
+    Returns:
+        float64 [2], without gradient.
+    """
+    nll_BT = nll_BT.detach()
+    is_text_BT = to_device(batch.text_bytes > 0, nll_BT.device)
+    sums = torch.stack([nll_BT.sum(), torch.where(is_text_BT, nll_BT, 0.0).sum()])
+    return sums.double()
 
 
 def storage_bytes(tensors: Collection[torch.Tensor]) -> int:

@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pipeline.config.schema import RunConfig
@@ -46,7 +45,6 @@ class Evaluator:
     def __init__(
         self,
         batches: ValidationBatches,
-        token_bytes: npt.NDArray[np.int32],
         sequence_tokens: int,
         ranks: RankContext,
     ) -> None:
@@ -54,12 +52,10 @@ class Evaluator:
 
         Args:
             batches: Equally many on every rank, as ZeRO 3 needs.
-            token_bytes: Raw bytes of each token id, 0 for the end of a document.
             sequence_tokens: T.
             ranks: This rank among the others.
         """
         self._batches = batches
-        self._token_bytes = token_bytes
         self._sequence_tokens = sequence_tokens
         self._ranks = ranks
 
@@ -71,12 +67,11 @@ class Evaluator:
         for batch in self._batches:
             nll_BT = engine.evaluate(batch).astype(np.float64)
             is_label = batch.labels != IGNORED_LABEL
-            num_bytes = text_bytes(batch.labels, self._token_bytes)
             sums += [
                 np.where(is_label, nll_BT, 0.0).sum(axis=0),
                 is_label.sum(axis=0),
-                np.where(num_bytes > 0, nll_BT, 0.0).sum(axis=0),
-                num_bytes.sum(axis=0),
+                np.where(batch.text_bytes > 0, nll_BT, 0.0).sum(axis=0),
+                batch.text_bytes.sum(axis=0),
             ]
         nll_T, labels_T, text_nll_T, bytes_T = sum_tensor_over_ranks(
             torch.from_numpy(sums), self._ranks
@@ -95,7 +90,6 @@ class Evaluator:
 def build_evaluator(
     run: RunConfig,
     shards: ShardSet,
-    token_bytes: npt.NDArray[np.int32],
     ranks: RankContext,
 ) -> Evaluator:
     """Cut the validation set of a run over the ranks.
@@ -103,7 +97,6 @@ def build_evaluator(
     Args:
         run: Sample length, micro-batch and how much of the split to use.
         shards: The validation split.
-        token_bytes: Raw bytes of each token id, 0 for the end of a document.
         ranks: This rank among the others.
 
     Raises:
@@ -117,12 +110,4 @@ def build_evaluator(
         ranks.world_size,
         run.eval.max_tokens,
     )
-    return Evaluator(batches, token_bytes, run.train.sequence_tokens, ranks)
-
-
-def text_bytes(
-    labels_BT: npt.NDArray[np.int64], token_bytes: npt.NDArray[np.int32]
-) -> npt.NDArray[np.int64]:
-    """Give the raw bytes of each label; 0 where it is ignored or ends a document."""
-    is_label = labels_BT != IGNORED_LABEL
-    return np.where(is_label, token_bytes[np.where(is_label, labels_BT, 0)], 0).astype(np.int64)
+    return Evaluator(batches, run.train.sequence_tokens, ranks)

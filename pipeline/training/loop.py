@@ -4,16 +4,13 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
 from pipeline.training.checkpoint import Checkpointer, TrainState
 from pipeline.training.device import peak_memory
 from pipeline.training.distributed import RankContext, gather_json, sum_over_ranks
 from pipeline.training.engine import Engine, StepOutcome
-from pipeline.training.evaluation import EvalOutcome, Evaluator, text_bytes
+from pipeline.training.evaluation import EvalOutcome, Evaluator
 from pipeline.training.guard import count_skip
 from pipeline.training.journal import Journal
 from pipeline.training.meters import StepMeter, StepTiming, WallClock, busy_seconds
@@ -34,8 +31,6 @@ class Training:
     journal: Journal
     meter: StepMeter
     clock: WallClock
-    token_bytes: npt.NDArray[np.int32]
-    """Raw bytes of each token id, 0 for the end of a document."""
     flops_per_token: float
 
 
@@ -90,10 +85,8 @@ def take_step(
     )
     outcome = training.engine.train_step(micro_batches, rate)
     step = state.step + 1
-    labels = [text_bytes(batch.labels, training.token_bytes).sum() for batch in micro_batches]
-    agreement = agree(
-        training.ranks, stop.votes(step), float(sum(labels)), busy_seconds(outcome, data_wait)
-    )
+    num_bytes = float(sum(int(batch.text_bytes.sum()) for batch in micro_batches))
+    agreement = agree(training.ranks, stop.votes(step), num_bytes, busy_seconds(outcome, data_wait))
     training.meter.add(
         StepTiming(
             step_seconds=time.perf_counter() - begin,
@@ -158,7 +151,8 @@ def log_step(
         "progress/attempt": training.journal.attempt,
     }
     if agreement.text_bytes > 0:
-        values["train/bits_per_byte"] = outcome.loss_sum / (math.log(2) * agreement.text_bytes)
+        bits = outcome.text_loss_sum / math.log(2)
+        values["train/bits_per_byte"] = bits / agreement.text_bytes
     training.journal.write("train", state.step, values)
     training.journal.write_host(state.step)
 

@@ -22,6 +22,7 @@ from pipeline.training.engine import (
     StepOutcome,
     build_optimizer,
     count_labels,
+    loss_sums,
     open_moments,
     storage_bytes,
 )
@@ -57,29 +58,30 @@ class TorchEngine:
         device = self._ranks.device
         laps = Laps(device)
         num_tokens = int(sum_over_ranks([count_labels(micro_batches)], self._ranks)[0])
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        # Of all labels, and of those that stand for text.
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._optimizer.zero_grad()
         for batch in micro_batches:
             nll_BT = self._model(to_device(batch.inputs, device), to_device(batch.labels, device))
-            loss = nll_BT.sum()
-            loss_sum += loss.detach()
+            sums += loss_sums(nll_BT, batch)
             laps.lap("forward")
-            (loss / num_tokens).backward()
+            (nll_BT.sum() / num_tokens).backward()
             laps.lap("backward")
-        dist.all_reduce(loss_sum)
+        dist.all_reduce(sums)
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         for gradient in gradients:
             dist.all_reduce(gradient)
         laps.lap("backward")
         self._gradient_bytes = storage_bytes(gradients)
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        applied = bool(torch.isfinite(grad_norm) & torch.isfinite(loss_sum))
+        applied = bool(torch.isfinite(grad_norm) & torch.isfinite(sums[0]))
         if applied:
             self._apply(grad_norm, learning_rate)
         laps.lap("optimizer")
         seconds = laps.seconds()
         return StepOutcome(
-            loss_sum=float(loss_sum),
+            loss_sum=float(sums[0]),
+            text_loss_sum=float(sums[1]),
             num_tokens=num_tokens,
             grad_norm=float(grad_norm),
             applied=applied,

@@ -6,7 +6,7 @@ from pipeline.config.cluster import check_run_on_cluster
 from pipeline.config.load import read_run
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
-from pipeline.data.shards import ShardManifest, ShardSet, load_manifest, load_token_bytes
+from pipeline.data.shards import ShardManifest, ShardSet, load_manifest
 from pipeline.errors import DataError
 from pipeline.models import build_model
 from pipeline.tracking.store import RunResult
@@ -48,9 +48,8 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
         resident_bytes = reset_peak_memory(ranks.device)
         plan = check_run_on_cluster(run, ranks.world_size, device_kind(ranks.device))
         manifest = load_prepared(run, run_dir)
-        token_bytes = load_token_bytes(manifest.directory)
         loader = TokenLoader(ShardSet(manifest, "train"), plan, ranks.rank, run.seed)
-        evaluator = build_evaluator(run, ShardSet(manifest, "validation"), token_bytes, ranks)
+        evaluator = build_evaluator(run, ShardSet(manifest, "validation"), ranks)
         model = build_model(run.model, manifest.vocab_size, run.seed)
         checkpointer = Checkpointer(run_dir, run, manifest.fingerprint, model, ranks)
         engine = build_engine(model, run, plan, ranks)
@@ -63,7 +62,7 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
             training = Training(
                 run=run, ranks=ranks, engine=engine, loader=loader, evaluator=evaluator,
                 checkpointer=checkpointer, journal=journal, meter=meter, clock=clock,
-                token_bytes=token_bytes, flops_per_token=flops_per_token,
+                flops_per_token=flops_per_token,
             )  # fmt: skip
             state = begin(run_dir, training, manifest, resident_bytes)
             with StopWatch(run_dir, ranks.rank, stop_after_steps) as stop:

@@ -110,3 +110,23 @@ def test_state_bytes_are_measured_once_there_are_gradients(two_ranks: RankPool, 
         assert "needs one train_step" in message
         # fp32 at stage 0: weights, gradients and two moments of 4 bytes.
         assert num_bytes == pytest.approx(16 * num_parameters, rel=0.01)
+
+
+def sum_text_losses(ranks: RankContext, name: str) -> tuple[float, float, float]:
+    engine, _ = small_engine(ranks, small_run("gpt"), name)
+    batches = my_batches(ranks, 0)
+    nll = [engine.evaluate(batch) for batch in batches]
+    mine = sum(
+        float(losses[(batch.labels != 0) & (batch.labels != -100)].sum(dtype=np.float64))
+        for losses, batch in zip(nll, batches, strict=True)
+    )
+    outcome = engine.train_step(batches, 0.0)
+    return mine, outcome.text_loss_sum, outcome.loss_sum
+
+
+def test_text_loss_leaves_out_the_ends_of_documents(two_ranks: RankPool, name: str) -> None:
+    replies = two_ranks.run(sum_text_losses, name)
+    expected = sum(mine for mine, _, _ in replies)
+    for _, text_loss_sum, loss_sum in replies:
+        assert text_loss_sum == pytest.approx(expected, rel=1e-6)
+        assert text_loss_sum < loss_sum - 1.0

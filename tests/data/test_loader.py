@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from pipeline.config.batching import BatchPlan
-from pipeline.data.loader import LoaderState, TokenLoader, ValidationBatches, permute
+from pipeline.data.loader import (
+    LoaderState,
+    TokenLoader,
+    ValidationBatches,
+    label_bytes,
+    permute,
+)
 from pipeline.data.shards import ShardManifest, ShardSet
 from pipeline.errors import DataError
 
@@ -216,3 +222,9 @@ def test_max_tokens_scores_that_many_labels_from_the_start(make_prepared: Make) 
 def test_a_validation_split_below_one_sample_says_what_to_do(make_prepared: Make) -> None:
     with pytest.raises(DataError, match=r"4 tokens, one sample needs 5.*validation_fraction"):
         ValidationBatches(validation(make_prepared, 4), T, 2, 0, 1)
+
+
+def test_ignored_labels_and_document_ends_have_no_bytes() -> None:
+    token_bytes = np.array([0, 3, 5], dtype=np.int32)
+    labels = np.array([[1, -100, 0], [2, 2, -100]])
+    assert label_bytes(labels, token_bytes).tolist() == [[3, 0, 0], [5, 5, 0]]

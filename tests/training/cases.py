@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.config.batching import BatchPlan, plan_batches
 from pipeline.config.load import dump_yaml
 from pipeline.config.schema import RunConfig
-from pipeline.data.loader import TokenBatch
+from pipeline.data.loader import TokenBatch, label_bytes
 from pipeline.data.shards import (
     ShardManifest,
     ShardRecord,
@@ -22,6 +22,8 @@ from pipeline.training.engine import Engine, build_engine
 
 VOCAB_SIZE = 61
 """Odd, so that no tensor of the embedding's size divides by two ranks."""
+TOKEN_BYTES = np.append(np.int32(0), np.arange(1, VOCAB_SIZE, dtype=np.int32) % 5 + 1)
+"""Id k stands for k mod 5 + 1 bytes; id 0 ends a document and stands for none."""
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": {
         "family": "gpt", "width": 33, "depth": 2, "heads": 3, "norm": "layernorm",
@@ -67,9 +69,10 @@ def global_batch(step: int) -> list[TokenBatch]:
             labels[:, -1 - 2 * index :] = -100
         micro_batches.append(
             TokenBatch(
-                inputs=tokens[:, :-1].copy(), labels=labels, sample_ids=np.arange(2) + 2 * index
+                inputs=tokens[:, :-1].copy(), labels=labels,
+                text_bytes=label_bytes(labels, TOKEN_BYTES), sample_ids=np.arange(2) + 2 * index,
             )
-        )
+        )  # fmt: skip
     return micro_batches
 
 
@@ -97,9 +100,7 @@ def write_prepared(directory: Path, train_tokens: int = 6000, validation_tokens:
             tokens=num_tokens, documents=shard.documents, text_bytes=shard.text_bytes,
             shards=[shard],
         )  # fmt: skip
-    token_bytes = np.arange(VOCAB_SIZE, dtype=np.int32) % 5 + 1
-    token_bytes[0] = 0
-    np.save(directory / "token_bytes.npy", token_bytes)
+    np.save(directory / "token_bytes.npy", TOKEN_BYTES)
     write_manifest(
         ShardManifest(
             fingerprint="f" * 16, recipe={}, vocab_size=VOCAB_SIZE, dtype="uint16",

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 
 from pipeline.data.loader import TokenBatch
-from pipeline.data.shards import ShardSet, load_manifest, load_token_bytes
+from pipeline.data.shards import ShardSet, load_manifest
 from pipeline.training.distributed import RankContext
-from pipeline.training.evaluation import EvalOutcome, build_evaluator, text_bytes
+from pipeline.training.evaluation import EvalOutcome, build_evaluator
 from tests.training.cases import small_engine, small_run, write_prepared
 from tests.training.rank_pool import RankPool
 
@@ -20,7 +20,7 @@ def evaluate_small(
     run = small_run("gpt", stage, eval={"max_tokens": max_tokens})
     engine, _ = small_engine(ranks, run)
     shards = ShardSet(load_manifest(prepared_dir), "validation")
-    evaluator = build_evaluator(run, shards, load_token_bytes(prepared_dir), ranks)
+    evaluator = build_evaluator(run, shards, ranks)
     return evaluator.evaluate(engine)
 
 
@@ -60,8 +60,7 @@ class ConstantEngine:
 def score_constant(ranks: RankContext, prepared_dir: Path) -> tuple[EvalOutcome, Sequence[int]]:
     run = small_run("gpt")
     shards = ShardSet(load_manifest(prepared_dir), "validation")
-    token_bytes = load_token_bytes(prepared_dir)
-    outcome = build_evaluator(run, shards, token_bytes, ranks).evaluate(ConstantEngine())
+    outcome = build_evaluator(run, shards, ranks).evaluate(ConstantEngine())
     return outcome, shards.tokens(1, shards.num_tokens).tolist()
 
 
@@ -77,9 +76,3 @@ def test_scores_are_those_counted_by_hand(tmp_path: Path, one_rank: RankPool) ->
     nll = sum(loss for loss, k in zip(losses, labels, strict=True) if k != 0)
     assert outcome.bits_per_byte == pytest.approx(nll / (math.log(2) * num_bytes))
     assert labels.count(0) == 2
-
-
-def test_ignored_labels_and_document_ends_have_no_bytes() -> None:
-    token_bytes = np.array([0, 3, 5], dtype=np.int32)
-    labels = np.array([[1, -100, 0], [2, 2, -100]])
-    assert text_bytes(labels, token_bytes).tolist() == [[3, 0, 0], [5, 5, 0]]

@@ -113,8 +113,8 @@ def test_oracle_leaves_out_the_same_steps(two_ranks: RankPool) -> None:
 
 def outcome(applied: bool) -> StepOutcome:
     return StepOutcome(
-        loss_sum=math.nan, num_tokens=8, grad_norm=math.inf, applied=applied, forward_seconds=0.0,
-        backward_seconds=0.0, optimizer_seconds=0.0,
+        loss_sum=math.nan, text_loss_sum=math.nan, num_tokens=8, grad_norm=math.inf,
+        applied=applied, forward_seconds=0.0, backward_seconds=0.0, optimizer_seconds=0.0,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,22 @@ def test_result_and_events_hold_what_was_measured(two_ranks: RankPool, runs: Run
     assert 0.0 < last["perf/forward_seconds"] < last["perf/step_seconds"]
     assert last["train/bits_per_byte"] > 0.0
     assert len(list(run_dir.glob("events.*.jsonl"))) == 1
+
+
+def test_training_and_evaluation_count_the_same_bits_of_the_same_text(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    # One step over all samples of a text, hardly a move of the weights, and the same text to score.
+    num_tokens = GLOBAL_BATCH_SAMPLES * SEQUENCE_TOKENS + 1
+    prepared_dir = write_prepared(tmp_path / "prepared", num_tokens, num_tokens)
+    shutil.copy(prepared_dir / "train-00000.bin", prepared_dir / "validation-00000.bin")
+    train = {"total_tokens": num_tokens - 1, "optimizer": {"learning_rate": 1e-12}}
+    run_dir = write_run_dir(tmp_path / "run", prepared_dir, small_run("gpt", 1, train=train))
+    result = two_ranks.run(train_rank, run_dir)[0]
+    step = next(e for e in lineage(run_dir) if e.kind == "train").metrics
+    for name in ("loss", "bits_per_byte"):
+        expected = result.metrics[f"eval/{name}"].value
+        assert step[f"train/{name}"] == pytest.approx(expected, rel=1e-6), name
 
 
 def test_diverging_run_ends_with_its_steps_skipped_and_no_result(
