@@ -18,7 +18,9 @@ from pipeline.study.outcome import (
 from pipeline.study.records import StudyRecords
 from pipeline.study.series import (
     StepTimes,
+    at_largest_world,
     bin_positions,
+    by_world_size,
     loss_curve,
     mean_positions,
     state_bytes,
@@ -39,11 +41,12 @@ def analyze(records: StudyRecords, *, stopped: bool = False) -> StudyResult:
         records: The study as it stands on disk.
         stopped: Whether the study ended on request before its last cell.
     """
-    times = step_times(records.probes.values())
+    all_times = step_times(records.probes.values())
+    times = at_largest_world(all_times)
     families = [_describe_family(records, label, times) for label in records.plan.families]
     comparisons = _compare(records, families, times)
     checks = _check(records, families)
-    wall_time = _measure_wall_time(records, times)
+    wall_time = _measure_wall_time(records, all_times)
     states = state_bytes(records.probes.values())
     return StudyResult(
         study=records.study.name,
@@ -148,10 +151,8 @@ Rounds = tuple[list[float], list[list[float]]]
 
 
 def _rounds(times: Sequence[StepTimes], label: str) -> Rounds | None:
-    """Collect the rounds of a family at the largest world size that was timed."""
+    """Collect the rounds of a family at one world size, in the order of the sequence lengths."""
     own = [t for t in times if t.label == label]
-    largest = max((t.world_size for t in own), default=0)
-    own = sorted((t for t in own if t.world_size == largest), key=lambda t: t.sequence_tokens)
     if len(own) < 2:
         return None
     by_round = [list(row) for row in zip(*(t.step_seconds for t in own), strict=True)]
@@ -229,12 +230,16 @@ def _measure_wall_time(records: StudyRecords, times: Sequence[StepTimes]) -> Wal
 def _summarize(records: StudyRecords, label: str) -> list[SummaryPoint]:
     """List the scaling curves of a family for the tracker, each with its own step axis."""
     runs = records.runs_of(label)
-    points = []
-    for times in step_times(records.probes.values()):
-        if times.label == label:
-            length = times.sequence_tokens
-            points.append(("scaling/step_seconds", length, times.quartiles.median))
-            points.append(("scaling/tokens_per_second", length, times.tokens_per_second))
+    own_times = [t for t in step_times(records.probes.values()) if t.label == label]
+    points: list[tuple[str, int, float]] = []
+    for times in at_largest_world(own_times):
+        length = times.sequence_tokens
+        points.append(("scaling/step_seconds", length, times.quartiles.median))
+        points.append(("scaling/tokens_per_second", length, times.tokens_per_second))
+    for times in by_world_size(own_times):
+        num_ranks = times.world_size
+        points.append(("scaling/step_seconds_by_ranks", num_ranks, times.quartiles.median))
+        points.append(("scaling/tokens_per_second_by_ranks", num_ranks, times.tokens_per_second))
     for state in state_bytes(records.probes.values()):
         if state.label == label:
             name = f"scaling/model_state_bytes_zero{state.zero_stage}"

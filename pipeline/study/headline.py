@@ -12,6 +12,7 @@ from pipeline.study.wording import (
     say_estimate,
     say_list,
     say_number,
+    say_ranks,
     say_seconds,
 )
 
@@ -33,7 +34,7 @@ def write_headline(
 ) -> list[str]:
     """Write the findings, each a sentence or two with numbers, units, repeats and spread.
 
-    What was not measured is not mentioned.
+    What was not measured is not mentioned. `times` are those of one world size, by length.
     """
     names = {family.label: family.display_name for family in families}
     sentences = []
@@ -99,7 +100,7 @@ def _say_throughput(
         return []
     record = records.runs_of(own.label)[0]
     return [
-        f"Speed. In training on {record.result.world_size} ranks at "
+        f"Speed. In training on {say_ranks(record.result.world_size)} at "
         f"{record.config.train.sequence_tokens} tokens a sequence, the {reference.display_name} "
         f"processes {say_count(speeds[1].value)} and the {own.display_name} "
         f"{say_count(speeds[0].value)} tokens/s (medians over the steps), "
@@ -134,7 +135,7 @@ def _say_step_time(
 ) -> list[str]:
     parts = []
     for family in families:
-        own = sorted((t for t in times if t.label == family.label), key=_length)
+        own = [t for t in times if t.label == family.label]
         if family.step_time_slope is None:
             continue
         first, last = own[0], own[-1]
@@ -144,10 +145,10 @@ def _say_step_time(
         )
     if not parts:
         return []
-    shortest, longest = min(times, key=_length), max(times, key=_length)
+    shortest, longest = times[0], times[-1]
     sentence = (
         f"Sequence length. At {say_count(shortest.tokens_per_step)} tokens a step on "
-        f"{shortest.world_size} ranks, going from {shortest.sequence_tokens} to "
+        f"{say_ranks(shortest.world_size)}, going from {shortest.sequence_tokens} to "
         f"{longest.sequence_tokens} tokens a sequence takes the step {say_list(parts)}, medians of "
         f"{len(shortest.step_seconds)} interleaved rounds."
     )
@@ -181,7 +182,7 @@ def _say_state(states: Sequence[StateBytes], names: dict[str, str]) -> list[str]
     saved = 1.0 - own[3].total / own[0].total
     largest = max(states, key=lambda s: abs(s.excess_fraction))
     percent = say_number(abs(100 * largest.excess_fraction), 1)
-    ranks = f"{largest.world_size} rank{'s' if largest.world_size > 1 else ''}"
+    ranks = say_ranks(largest.world_size)
     where = f" (largest difference: stage {largest.zero_stage} on {ranks})"
     return [
         f"Memory. With {world_size} ranks, ZeRO stage 3 holds {say_bytes(own[3].total)} of model "
@@ -189,10 +190,6 @@ def _say_state(states: Sequence[StateBytes], names: dict[str, str]) -> list[str]
         f"{saved:.0%} less. The closed form, which counts DeepSpeed's master weights, is met "
         f"within {percent}%{where if percent != '0.0' else ''}."
     ]
-
-
-def _length(times: StepTimes) -> int:
-    return times.sequence_tokens
 
 
 def _say_abs(estimate: Estimate) -> str:

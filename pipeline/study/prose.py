@@ -3,7 +3,7 @@
 from pipeline.study.headline import NOISE_TEXT
 from pipeline.study.outcome import StudyResult, WallTime
 from pipeline.study.records import StudyRecords
-from pipeline.study.wording import QUANTITIES, say_count, say_list, say_seconds
+from pipeline.study.wording import QUANTITIES, say_count, say_list, say_ranks, say_seconds
 
 
 def subtitle(result: StudyResult, records: StudyRecords) -> str:
@@ -17,7 +17,7 @@ def subtitle(result: StudyResult, records: StudyRecords) -> str:
     machine = runs[0].result.environment.get("device")
     if machine == "cpu":
         machine = runs[0].result.environment.get("cpu_model", "a CPU")
-    where = f"{world_size} rank{'s' if world_size > 1 else ''}"
+    where = say_ranks(world_size)
     seeds = len(records.study.seeds)
     return (
         f"{names}, {tokens} training tokens a run, {seeds} seed{'s' if seeds > 1 else ''}, "

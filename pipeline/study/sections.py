@@ -11,6 +11,7 @@ from pipeline.study.prose import how_to_read, limits, say_wall_time, subtitle
 from pipeline.study.records import StudyRecords
 from pipeline.study.series import (
     LossCurve,
+    at_largest_world,
     bin_positions,
     loss_curve,
     mean_positions,
@@ -25,7 +26,7 @@ from pipeline.study.tables import (
     tabulate_state,
     tabulate_step_times,
 )
-from pipeline.study.wording import say_count, say_estimate, say_seconds
+from pipeline.study.wording import say_count, say_estimate, say_ranks, say_seconds
 
 
 class ReportBuilder:
@@ -44,7 +45,8 @@ class ReportBuilder:
         """Name of a chart to its plotly JSON."""
         self.names = {family.label: family.display_name for family in result.families}
         self.hues = {label: HUES[i % len(HUES)] for i, label in enumerate(self.names)}
-        self.times = step_times(records.probes.values())
+        self.all_times = step_times(records.probes.values())
+        self.times = at_largest_world(self.all_times)
         self.states = state_bytes(records.probes.values())
         self.curves = [self._family_curves(family) for family in result.families]
 
@@ -83,9 +85,7 @@ class ReportBuilder:
             training=_known(loss_curve(run, "train") for run in runs),
             validation=_known(loss_curve(run, "eval") for run in runs),
             positions=bin_positions(positions) if positions else [],
-            times=sorted(
-                (t for t in self.times if t.label == family.label), key=lambda t: t.sequence_tokens
-            ),
+            times=[t for t in self.times if t.label == family.label],
             slope_text="" if slope is None else say_estimate(slope, 3),
         )
 
@@ -182,25 +182,27 @@ class ReportBuilder:
         if not self.times:
             return None
         num_rounds = len(self.times[0].step_seconds)
+        ranks = say_ranks(self.times[0].world_size)
         return Section(
             title="Sequence length and speed",
             charts=[
                 self._chart(
                     "step-time",
                     "Step time at a fixed number of tokens a step",
-                    f"Medians of {num_rounds} interleaved rounds; bars: quartiles. Lines: power "
-                    "laws through the medians. Exponents in the legend: means over the rounds with "
-                    "95% intervals; 0 is a step that takes equally long at every length.",
+                    f"Medians of {num_rounds} interleaved rounds on {ranks}; bars: quartiles. "
+                    "Lines: power laws through the medians. Exponents in the legend: means over "
+                    "the rounds with 95% intervals; 0 is a step that takes equally long at every "
+                    "length.",
                     figures.draw_step_time(self.curves),
                 ),
                 self._chart(
                     "throughput",
                     "Throughput",
-                    "Tokens of a step over the median step time, all ranks together.",
+                    f"Tokens of a step over the median step time, {ranks} together.",
                     figures.draw_throughput(self.curves),
                 ),
             ],
-            tables=[tabulate_step_times(self.times, self.names)],
+            tables=[tabulate_step_times(self.all_times, self.names)],
         )
 
     def _memory(self) -> Section | None:

@@ -186,6 +186,36 @@ def step_times(probes: Iterable[ProbeResult]) -> list[StepTimes]:
     ]
 
 
+def at_largest_world(times: Sequence[StepTimes]) -> list[StepTimes]:
+    """Give the arms of the largest world size that was timed, by sequence length.
+
+    Findings, charts and curves over the length come from these: step times at another number of
+    ranks are another measurement.
+    """
+    largest = max((t.world_size for t in times), default=0)
+    return sorted((t for t in times if t.world_size == largest), key=lambda t: t.sequence_tokens)
+
+
+def by_world_size(times: Sequence[StepTimes]) -> list[StepTimes]:
+    """Give the arms that differ in nothing but the world size, by world size.
+
+    Args:
+        times: Arms of one family.
+
+    Returns:
+        At the longest sequence that was timed at every world size, those with as many tokens a step
+        as at the largest one; empty where no length is common.
+    """
+    world_sizes = {t.world_size for t in times}
+    lengths = [{t.sequence_tokens for t in times if t.world_size == size} for size in world_sizes]
+    common = set.intersection(*lengths) if lengths else set()
+    own = sorted(
+        (t for t in times if t.sequence_tokens == max(common, default=0)),
+        key=lambda t: t.world_size,
+    )
+    return [t for t in own if t.tokens_per_step == own[-1].tokens_per_step]
+
+
 def state_bytes(probes: Iterable[ProbeResult]) -> list[StateBytes]:
     """Give the model state of all model-state probes, of each engine the fullest rank."""
     cells: dict[tuple[int, str, int], list[dict[str, Any]]] = {}

@@ -74,7 +74,7 @@ def tabulate_step_times(times: Iterable[StepTimes], names: Mapping[str, str]) ->
             str(t.quartiles.num),
             say_count(t.tokens_per_second),
         )
-        for t in sorted(times, key=lambda t: (t.label, t.sequence_tokens))
+        for t in sorted(times, key=lambda t: (t.label, t.world_size, t.sequence_tokens))
     ]
     return Table(
         columns=(

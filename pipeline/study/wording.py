@@ -16,6 +16,11 @@ def say_count(value: float) -> str:
     return f"{round(value):,}"
 
 
+def say_ranks(num_ranks: int) -> str:
+    """Give a world size with its noun."""
+    return f"{num_ranks} rank{'s' if num_ranks > 1 else ''}"
+
+
 def say_bytes(value: float) -> str:
     """Give bytes in the binary unit that leaves one to four digits before the point."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

@@ -57,17 +57,15 @@ METRICS: dict[str, Metric] = {
     "progress/attempt": Metric("1", "how often the run was started"),
     "system/cpu_fraction": Metric("1", "busy share of all cores of the host"),
     "system/memory_available_bytes": Metric("bytes", "memory free for use on the host"),
-    "data/unigram_entropy_nats": Metric(
-        "nats/token", "loss of the best model that ignores all context"
-    ),
-    "data/unigram_bits_per_byte": Metric(
-        "bits/byte", "the same floor per raw text byte of the validation split"
-    ),
     "scaling/tokens_per_second": Metric(
-        "tokens/s", "throughput over all ranks", "higher", "sequence tokens"
+        "tokens/s",
+        "throughput over all ranks, the most that were timed",
+        "higher",
+        "sequence tokens",
     ),
-    "scaling/step_seconds": Metric("s", "time of a training step", "lower", "sequence tokens"),
-    "scaling/peak_bytes": Metric("bytes", "peak memory of a rank", "lower", "sequence tokens"),
+    "scaling/step_seconds": Metric(
+        "s", "time of a training step on the most ranks that were timed", "lower", "sequence tokens"
+    ),
     "scaling/position_loss": Metric("nats/token", "validation loss", "lower", "position"),
     "scaling/loss": Metric("nats/token", "final validation loss", "lower", "parameters"),
     "scaling/bits_per_byte": Metric(
@@ -78,15 +76,16 @@ METRICS: dict[str, Metric] = {
         "tokens/s", "throughput over all ranks", "higher", "parameters"
     ),
     "scaling/tokens_per_second_by_ranks": Metric(
-        "tokens/s", "throughput over all ranks", "higher", "ranks"
+        "tokens/s",
+        "throughput at the longest sequence timed at every world size",
+        "higher",
+        "ranks",
     ),
-    "scaling/step_seconds_by_ranks": Metric("s", "time of a training step", "lower", "ranks"),
+    "scaling/step_seconds_by_ranks": Metric(
+        "s", "time of a step at the longest sequence timed at every world size", "lower", "ranks"
+    ),
     "scaling/peak_bytes_by_parameters": Metric(
         "bytes", "peak memory of a rank", "lower", "parameters"
-    ),
-    "scaling/peak_bytes_by_ranks": Metric("bytes", "peak memory of a rank", "lower", "ranks"),
-    "scaling/model_state_bytes": Metric(
-        "bytes", "model state of a rank at the run's own ZeRO stage", "lower", "ranks"
     ),
     "scaling/model_state_bytes_zero0": Metric(
         "bytes", "model state of a rank, nothing split", "lower", "ranks"

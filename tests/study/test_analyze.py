@@ -1,7 +1,9 @@
 """The result of a study says what its records hold."""
 
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import yaml
 from pipeline.errors import ConfigError
 from pipeline.study.analyze import analyze
 from pipeline.study.records import entropy_nats, measure_unigram, read_study
-from pipeline.study.series import bin_positions, loss_curve
+from pipeline.study.series import bin_positions, by_world_size, loss_curve, step_times
 from pipeline.tracking.metrics import METRICS
 from tests.study.conftest import GAP_NATS, LENGTHS, NUM_STEPS, StudyOnDisk, loss_at
 
@@ -140,6 +142,52 @@ def test_summaries_use_known_metrics_and_their_own_axes(write_study: WriteStudy)
     assert times[128] == pytest.approx(2 * times[32])
     states = {p.step: p.value for p in points if p.metric == "scaling/model_state_bytes_zero3"}
     assert states == {1: 20_000.0, 2: 10_000.0}
+
+
+def test_every_scaling_metric_has_points_in_the_summary(write_study: WriteStudy) -> None:
+    study = write_study(timed_workers=(1, 2))
+    points = analyze(read_study(study.directory)).summaries["lstm_attention"]
+    assert {p.metric for p in points} == {name for name in METRICS if name.startswith("scaling/")}
+    axes = [(point.metric, point.step) for point in points]
+    assert len(axes) == len(set(axes))
+
+
+def test_step_times_of_several_world_sizes_stay_apart(write_study: WriteStudy) -> None:
+    both = analyze(read_study(write_study(timed_workers=(1, 2)).directory))
+    points = both.summaries["gpt"]
+    times = {p.step: p.value for p in points if p.metric == "scaling/step_seconds"}
+    # On two ranks 0.1 s at 32 tokens, and the median of the rounds' 1 to 1.05 times that.
+    assert times[32] == pytest.approx(0.1 * 1.025)
+    # At 256 tokens the square root of 8 times as much; on one rank twice that.
+    ranks = {p.step: p.value for p in points if p.metric == "scaling/step_seconds_by_ranks"}
+    assert ranks == pytest.approx({1: 0.205 * 8**0.5, 2: 0.1025 * 8**0.5})
+    rates = {p.step: p.value for p in points if p.metric == "scaling/tokens_per_second_by_ranks"}
+    assert rates == pytest.approx({n: 512 / seconds for n, seconds in ranks.items()})
+
+
+def test_the_finding_about_step_time_is_that_of_the_largest_world_size(
+    write_study: WriteStudy,
+) -> None:
+    one = analyze(read_study(write_study(timed_workers=(2,)).directory))
+    both = analyze(read_study(write_study(timed_workers=(1, 2)).directory))
+    assert both.headline == one.headline
+    (finding,) = [line for line in both.headline if line.startswith("Sequence length")]
+    assert "on 2 ranks" in finding
+    assert re.search(r"from 10[23] ms to 290 ms", finding)
+    # What was spent counts at every world size.
+    assert both.wall_time.timed_step_seconds > 2 * one.wall_time.timed_step_seconds
+
+
+def test_world_sizes_compare_at_the_longest_common_length_with_equal_steps(
+    write_study: WriteStudy,
+) -> None:
+    records = read_study(write_study(timed_workers=(1, 2)).directory)
+    times = [t for t in step_times(records.probes.values()) if t.label == "gpt"]
+    partly = [t for t in times if t.world_size == 2 or t.sequence_tokens <= 64]
+    assert [(t.world_size, t.sequence_tokens) for t in by_world_size(partly)] == [(1, 64), (2, 64)]
+    other = [replace(t, tokens_per_step=256) if t.world_size == 1 else t for t in times]
+    assert [t.world_size for t in by_world_size(other)] == [2]
+    assert by_world_size([]) == []
 
 
 def test_validation_curves_have_tokens_and_seconds_though_events_state_none(

@@ -12,7 +12,7 @@ import pytest
 from pipeline.study.execute import report_study
 from pipeline.study.fits import Estimate
 from pipeline.study.wording import say_bytes, say_estimate, say_list, say_number, say_seconds
-from tests.study.conftest import StudyOnDisk
+from tests.study.conftest import LENGTHS, StudyOnDisk
 
 WriteStudy = Callable[..., StudyOnDisk]
 CHARTS = {
@@ -80,6 +80,19 @@ def test_what_is_missing_is_absent_and_never_zero(write_study: WriteStudy) -> No
     assert "| step_time-w2 | step_time | " in text
     assert re.search(r"\| step_time-w2 .* – \| – \|", text)
     assert not (directory / "figures" / "step-time.json").exists()
+
+
+def test_charts_of_step_time_show_one_world_size_and_the_table_all(
+    write_study: WriteStudy,
+) -> None:
+    directory = write_study(timed_workers=(1, 2)).directory
+    report_study(directory)
+    figure = json.loads((directory / "figures" / "throughput.json").read_text())
+    assert [len(trace["x"]) for trace in figure["data"]] == [len(LENGTHS)] * 2
+    text = (directory / "report.md").read_text()
+    assert "interleaved rounds on 2 ranks" in text
+    for ranks in (1, 2):
+        assert len(re.findall(rf"^\| Transformer \| \d+ \| \d+ \| {ranks} \|", text, re.M)) == 4
 
 
 def test_names_from_a_config_cannot_become_markup(write_study: WriteStudy) -> None:
