@@ -16,7 +16,8 @@ app = typer.Typer(
     help=(
         "Pretrain GPT-style and LSTM-attention language models side by side and compare them. "
         "Every verb that takes a config takes a.b=c overrides after it. "
-        "Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75 stopped with a checkpoint."
+        "Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75 stopped with a checkpoint, "
+        "130 interrupted."
     ),
     no_args_is_help=True,
     add_completion=False,

@@ -9,21 +9,25 @@ from pathlib import Path
 
 from launch.environment import LAUNCHER_PORT
 from launch.rank_logs import last_lines
-from launch.stopping import stop_on_signal
+from launch.stopping import StopRequest, is_probe
 from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import ConfigError, LaunchError
-from pipeline.tracking.store import Verdict, read_verdict
+from pipeline.tracking.store import Verdict, clear_stopped, read_verdict
+
+POLL_SECONDS = 0.5
+END_SECONDS = 40
+"""How long `deepspeed` may take to end its ranks: it gives each of them 30 s."""
 
 
 class HostfileLauncher:
     """Starts one rank per slot of a hostfile with `deepspeed` and waits for their verdict."""
 
-    def __init__(self, cluster: ClusterConfig, on_event: Callable[[str], None]) -> None:
+    def __init__(self, cluster: ClusterConfig, stop: StopRequest) -> None:
         """Read the hostfile.
 
         Args:
             cluster: Names the hostfile.
-            on_event: Called with a line about a stop.
+            stop: Passed on to the ranks.
 
         Raises:
             ConfigError: No hostfile is named, or it cannot be used.
@@ -34,7 +38,7 @@ class HostfileLauncher:
             )
         self._hostfile = cluster.hostfile.absolute()
         self._slots = read_hostfile(self._hostfile)
-        self._on_event = on_event
+        self._stop = stop
 
     def command(self, run_dir: Path, *, num_workers: int) -> list[str]:
         """Give the `deepspeed` command.
@@ -72,7 +76,9 @@ class HostfileLauncher:
         if stop_after_steps is not None:
             command += ["--stop-after-steps", str(stop_after_steps)]
         log = run_dir / "launcher.log"
-        with stop_on_signal(run_dir, self._on_event), log.open("ab") as stream:
+        # What an earlier attempt left must not pass for the verdict of this one.
+        clear_stopped(run_dir)
+        with self._stop.reaching(run_dir), log.open("ab") as stream:
             process = subprocess.Popen(
                 [find_deepspeed(), *command[1:]],
                 stdin=subprocess.DEVNULL,
@@ -80,7 +86,9 @@ class HostfileLauncher:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            code = _wait(process)
+            code = _wait(process, lambda: is_probe(run_dir) and self._stop.is_made)
+        if code is None:
+            return read_verdict(run_dir) or "stopped"
         # The launcher exits with 0 when a signal killed its child; only the run directory tells.
         verdict = read_verdict(run_dir) if code == 0 else None
         if verdict is None:
@@ -130,14 +138,23 @@ def find_deepspeed() -> str:
     return found
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the launcher; a second request to stop ends it, and it ends the ranks."""
+def _wait(process: subprocess.Popen[bytes], end_early: Callable[[], bool]) -> int | None:
+    """Wait for the launcher, and give its exit code, or None when it was ended early.
+
+    A second request to stop ends it as well; the launcher ends its ranks.
+    """
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        try:
-            process.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        raise
+        while not end_early():
+            try:
+                return process.wait(timeout=POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        return None
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

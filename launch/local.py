@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerProcess
@@ -25,11 +24,11 @@ from launch.environment import (
     rank_environment,
 )
 from launch.rank_logs import last_lines, log_path, redirect_output
-from launch.stopping import StopRequest, stop_on_signal
+from launch.stopping import StopRequest, is_probe
 from launch.worker import exit_at_once
 from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import LaunchError
-from pipeline.tracking.store import Verdict, read_verdict
+from pipeline.tracking.store import Verdict, clear_stopped, read_verdict
 
 PRELOADED = ["torch", "pipeline.training.train"]
 PRELOADED_ON_CPU = [
@@ -61,15 +60,15 @@ class RankStart:
 class LocalLauncher:
     """Starts ranks as processes of this machine and waits for their verdict."""
 
-    def __init__(self, cluster: ClusterConfig, on_event: Callable[[str], None]) -> None:
+    def __init__(self, cluster: ClusterConfig, stop: StopRequest) -> None:
         """Keep the cluster; nothing starts before `run`.
 
         Args:
             cluster: Threads per rank and accelerator.
-            on_event: Called with a line about a stop.
+            stop: Passed on to the ranks.
         """
         self._cluster = cluster
-        self._on_event = on_event
+        self._stop = stop
 
     def command(self, run_dir: Path, *, num_workers: int) -> list[str]:
         """Give a command that runs the same ranks by hand."""
@@ -98,15 +97,17 @@ class LocalLauncher:
                 "use cluster.accelerator=cpu"
             )
         run_dir = run_dir.absolute()
-        with stop_on_signal(run_dir, self._on_event) as stop:
+        # What an earlier attempt left must not pass for the verdict of this one.
+        clear_stopped(run_dir)
+        with self._stop.reaching(run_dir):
             ranks = self._start(run_dir, num_workers, stop_after_steps)
             try:
-                failed = _wait(ranks, run_dir, stop)
+                failed = _wait(ranks, run_dir, self._stop)
             finally:
                 _end(ranks)
         if failed:
             raise describe_failure(run_dir, {rank: ranks[rank].exitcode for rank in failed})
-        if stop.is_made and (run_dir / "probe.yaml").is_file():
+        if self._stop.is_made and is_probe(run_dir) and read_verdict(run_dir) is None:
             return "stopped"
         return verdict_of(run_dir)
 
@@ -197,12 +198,11 @@ def describe_failure(run_dir: Path, exit_codes: dict[int, int | None]) -> Launch
 
 def _wait(ranks: list[ForkServerProcess], run_dir: Path, stop: StopRequest) -> list[int]:
     """Wait until all ranks ended, or one failed; give the failed ones."""
-    is_probe = (run_dir / "probe.yaml").is_file()
+    has_nothing_to_save = is_probe(run_dir)
     deadline: float | None = None
     while alive := [process for process in ranks if process.is_alive()]:
         connection.wait([process.sentinel for process in alive], timeout=0.2)
-        if stop.is_made and is_probe:
-            # A probe has nothing to save.
+        if stop.is_made and has_nothing_to_save:
             return []
         if deadline is None and any(process.exitcode for process in ranks):
             deadline = time.monotonic() + GRACE_SECONDS

@@ -17,12 +17,12 @@ from ray.train import WorkerGroupError
 from launch.environment import Accelerator, base_environment, environment_set
 from launch.local import verdict_of
 from launch.rank_logs import last_lines, log_path, redirect_output
-from launch.stopping import stop_on_signal
+from launch.stopping import StopRequest, is_probe
 from launch.worker import run_rank
 from pipeline.config.cluster import ClusterConfig
 from pipeline.data.prepare import ray_session
 from pipeline.errors import LaunchError, PipelineError
-from pipeline.tracking.store import Verdict
+from pipeline.tracking.store import Verdict, clear_stopped, read_verdict
 
 STORAGE = ".ray-train"
 START_SECONDS = 300
@@ -40,15 +40,15 @@ CONTROLLER_ENVIRONMENT = {
 class RayLauncher:
     """Starts one Ray Train worker a rank and waits for their verdict."""
 
-    def __init__(self, cluster: ClusterConfig, on_event: Callable[[str], None]) -> None:
+    def __init__(self, cluster: ClusterConfig, stop: StopRequest) -> None:
         """Keep the cluster; Ray is reached in `run`.
 
         Args:
             cluster: Address, placement, threads per rank and accelerator.
-            on_event: Called with a line about a stop.
+            stop: Passed on to the ranks.
         """
         self._cluster = cluster
-        self._on_event = on_event
+        self._stop = stop
 
     def command(self, run_dir: Path, *, num_workers: int) -> list[str]:
         """Give a command that runs the same ranks by hand."""
@@ -71,11 +71,13 @@ class RayLauncher:
             stack.enter_context(ray_session(self._cluster.ray_address, num_workers))
             stack.enter_context(environment_set(CONTROLLER_ENVIRONMENT))
             trainer = self._build_trainer(run_dir, num_workers, stop_after_steps)
-            stop = stack.enter_context(stop_on_signal(run_dir, self._on_event))
-            is_probe = (run_dir / "probe.yaml").is_file()
-            _fit(trainer, run_dir, end_early=lambda: is_probe and stop.is_made)
-            # A probe has nothing to save: leaving the session ends its workers.
-            return "stopped" if is_probe and stop.is_made else verdict_of(run_dir)
+            clear_stopped(run_dir)
+            stack.enter_context(self._stop.reaching(run_dir))
+            _fit(trainer, run_dir, end_early=lambda: is_probe(run_dir) and self._stop.is_made)
+            if is_probe(run_dir) and self._stop.is_made and read_verdict(run_dir) is None:
+                # Leaving the session ends its workers.
+                return "stopped"
+            return verdict_of(run_dir)
 
     def _build_trainer(
         self, run_dir: Path, num_workers: int, stop_after_steps: int | None

@@ -61,12 +61,16 @@ class SyncProcess:
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
+            self.end()
         if code == 0:
             return None
         return f"the last sync did not go through; log: {self._log}\n{last_lines(self._log)}"
+
+    def end(self) -> None:
+        """End the process at once; what MLflow lacks stays on disk."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
@@ -79,6 +83,8 @@ def syncing(
 ) -> Iterator[SyncProcess]:
     """Replay a directory to MLflow while the block runs, and to its end afterwards.
 
+    A block that is interrupted ends the process at once.
+
     Args:
         directory: A study or run directory that exists.
         uri: MLflow tracking URI; None takes SQLite in the output directory.
@@ -87,6 +93,9 @@ def syncing(
     process = SyncProcess(directory, uri)
     try:
         yield process
+    except KeyboardInterrupt:
+        process.end()
+        raise
     finally:
         problem = process.drain()
         if problem is not None:

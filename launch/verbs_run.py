@@ -48,6 +48,7 @@ def train(
     from launch import build_launcher
     from launch.display import Display, WatchedLauncher
     from launch.run_dirs import init_run
+    from launch.stopping import StopRequest
     from launch.sync_process import syncing
     from pipeline.tracking.store import read_verdict
 
@@ -56,9 +57,8 @@ def train(
     )
     display = Display(as_json=as_json)
     plan = describe(request, display.say)
-    starter = WatchedLauncher(
-        launcher=build_launcher(request.cluster, display.say), display=display
-    )
+    stop = StopRequest(display.say)
+    starter = WatchedLauncher(launcher=build_launcher(request.cluster, stop), display=display)
     num_workers = request.cluster.num_workers
     if dry_run:
         command = starter.command(Path(plan["run_dir"]), num_workers=num_workers)
@@ -73,7 +73,7 @@ def train(
         f"training {request.run.name}: {num_workers} ranks, "
         f"{request.run.train.total_steps} steps, logs in {run_dir}/rank-0.log"
     )
-    with syncing(run_dir, tracking_uri(request.run), display.say):
+    with stop.listening(), syncing(run_dir, tracking_uri(request.run), display.say):
         verdict = starter.run(run_dir, num_workers=num_workers, stop_after_steps=stop_after_steps)
     answer_run(display, run_dir, verdict)
     if verdict == "stopped":
@@ -93,13 +93,14 @@ def init(
     from launch import build_launcher
     from launch.display import Display
     from launch.run_dirs import init_run
+    from launch.stopping import StopRequest
 
     request = load_request(
         config, overrides, cluster_file=cluster, launcher=launcher, num_workers=workers
     )
     display = Display(as_json=as_json)
     plan = describe(request, display.say)
-    starter = build_launcher(request.cluster, display.say)
+    starter = build_launcher(request.cluster, StopRequest(display.say))
     command = starter.command(Path(plan["run_dir"]), num_workers=request.cluster.num_workers)
     if dry_run:
         display.answer(plan | {"command": command}, dry_run_lines(plan, command))

@@ -18,7 +18,10 @@ from launch.options import (
 
 if TYPE_CHECKING:
     from launch.display import Display
+    from launch.stopping import StopRequest
+    from pipeline.config.schema import DataConfig
     from pipeline.config.study import StudyConfig
+    from pipeline.data.shards import ShardManifest
     from pipeline.study.outcome import StudyResult
     from pipeline.study.plan import Cell, StudyPlan
     from pipeline.study.progress import StudyEvent
@@ -50,16 +53,18 @@ def study(
     """Run every cell of a study that is not finished, then analyze and report."""
     from launch import build_launcher
     from launch.display import Display, WatchedLauncher
+    from launch.stopping import StopRequest
     from pipeline.study.plan import plan_study
 
     display = Display(as_json=as_json)
     loaded = load(config, list(overrides or []), launcher)
     plan = plan_study(loaded)
-    starter = WatchedLauncher(launcher=build_launcher(loaded.cluster, display.say), display=display)
+    stop = StopRequest(display.say)
+    starter = WatchedLauncher(launcher=build_launcher(loaded.cluster, stop), display=display)
     if dry_run:
         answer_dry_run(display, loaded, plan, starter)
         return
-    result = execute(loaded, plan, starter, display)
+    result = execute(loaded, plan, starter, stop, display)
     answer_study(display, plan.directory, result)
 
 
@@ -101,7 +106,11 @@ def load(config: Path, overrides: list[str], launcher: str | None) -> "StudyConf
 
 
 def execute(
-    loaded: "StudyConfig", plan: "StudyPlan", launcher: Any, display: "Display"
+    loaded: "StudyConfig",
+    plan: "StudyPlan",
+    launcher: Any,
+    stop: "StopRequest",
+    display: "Display",
 ) -> "StudyResult":
     """Run a study with its events replayed to MLflow beside it."""
     from contextlib import ExitStack
@@ -116,16 +125,24 @@ def execute(
         f"study {loaded.name}: {plan.num_cells} cells, launcher {loaded.cluster.launcher}, "
         f"results in {plan.directory}"
     )
+
+    def prepare_and_listen(data: "DataConfig") -> "ShardManifest":
+        manifest = prepare(data, lambda line: display.say(f"  {line}"))
+        stop.listen_again()
+        return manifest
+
     with ExitStack() as stack:
         if loaded.cluster.launcher == "ray":
             stack.enter_context(ray_session(loaded.cluster.ray_address, loaded.cluster.num_workers))
+        stack.enter_context(stop.listening())
         process = stack.enter_context(syncing(plan.directory, uri, display.say))
         return run_study(
             loaded,
             launcher,
-            prepare=lambda data: prepare(data, lambda line: display.say(f"  {line}")),
+            prepare=prepare_and_listen,
             on_event=lambda event: display.say(describe_event(event)),
             quiet=process.paused,
+            should_stop=lambda: stop.is_made,
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 from launch import LAUNCHERS, build_launcher
 from launch.hostfile import find_deepspeed
 from launch.run_dirs import init_run
+from launch.stopping import StopRequest
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import load_run
 from pipeline.data.prepare import ray_session
@@ -30,17 +31,17 @@ def ray_here() -> Iterator[None]:
 
 def run_local(run_dir: Path, num_workers: int = 2) -> Verdict | None:
     cluster = ClusterConfig(launcher="local", accelerator="cpu")
-    return build_launcher(cluster, print).run(run_dir, num_workers=num_workers)
+    return build_launcher(cluster, StopRequest(print)).run(run_dir, num_workers=num_workers)
 
 
 def run_ray(run_dir: Path, num_workers: int = 2) -> Verdict | None:
     cluster = ClusterConfig(launcher="ray", accelerator="cpu")
-    return build_launcher(cluster, print).run(run_dir, num_workers=num_workers)
+    return build_launcher(cluster, StopRequest(print)).run(run_dir, num_workers=num_workers)
 
 
 def run_deepspeed(run_dir: Path) -> Verdict | None:
     """What `hostfile` starts on every host, by hand on this one."""
-    local = build_launcher(ClusterConfig(launcher="local"), print)
+    local = build_launcher(ClusterConfig(launcher="local"), StopRequest(print))
     command = local.command(run_dir, num_workers=2)
     subprocess.run(
         [find_deepspeed(), *command[1:]],

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch.hostfile import HostfileLauncher, read_hostfile
+from launch.stopping import StopRequest
 from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import ConfigError
 
@@ -35,7 +36,9 @@ def test_a_wrong_hostfile_is_refused_by_line(tmp_path: Path, content: str, messa
 def test_ranks_and_slots_must_agree(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_text("node-a slots=4\nnode-b slots=2\n")
-    launcher = HostfileLauncher(ClusterConfig(launcher="hostfile", hostfile=path), print)
+    launcher = HostfileLauncher(
+        ClusterConfig(launcher="hostfile", hostfile=path), StopRequest(print)
+    )
     with pytest.raises(ConfigError, match="nearest: num_workers=6"):
         launcher.command(tmp_path, num_workers=2)
     assert launcher.command(tmp_path, num_workers=6)[:3] == ["deepspeed", "--hostfile", str(path)]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -15,7 +17,7 @@ from launch import build_launcher
 from launch.local import LocalLauncher
 from launch.rank_logs import last_lines, log_path
 from launch.run_dirs import init_run
-from launch.stopping import STOP_FILE
+from launch.stopping import STOP_FILE, StopRequest
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import load_run
 from pipeline.errors import LaunchError
@@ -28,7 +30,7 @@ LONG = "train.total_tokens=12800000"
 
 @pytest.fixture
 def launcher() -> LocalLauncher:
-    built = build_launcher(ClusterConfig(accelerator="cpu"), print)
+    built = build_launcher(ClusterConfig(accelerator="cpu"), StopRequest(print))
     assert isinstance(built, LocalLauncher)
     return built
 
@@ -40,23 +42,47 @@ def new_run(tiny_run: Path, request: pytest.FixtureRequest) -> Path:
     return init_run(load_run(tiny_run, [f"name={name}", LONG]), print)
 
 
-def ranks_of_this_process() -> list[int]:
+def ranks_below(pid: int) -> list[int]:
     """Process ids of running ranks, by rank: the fork server forks them in that order."""
-    children = psutil.Process().children(recursive=True)
-    return sorted(child.pid for child in children if os.getsid(child.pid) == child.pid)
+    children = psutil.Process(pid).children(recursive=True)
+    names = {child.pid: " ".join(child.cmdline()) for child in children}
+    return sorted(
+        child
+        for child, name in names.items()
+        if os.getsid(child) == child and "multiprocessing" in name
+    )
 
 
 def trains(run_dir: Path) -> bool:
     return any(event.kind == "train" for event in read_events(run_dir / "events.jsonl"))
 
 
+def wait_until(is_so: Callable[[], bool], timeout_seconds: float = 60) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        time.sleep(0.05)
+
+
+@contextmanager
+def interruptible_train(tiny_run: Path, name: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """The train command in a process of its own, once its ranks are training."""
+    overrides = [f"name={name}", LONG, "--workers", "2"]
+    run_dir = load_run(tiny_run, overrides[:2]).output_dir / name
+    command = [sys.executable, "-m", "launch", "train", str(tiny_run), *overrides]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: trains(run_dir))
+            yield process, run_dir
+        finally:
+            process.kill()
+
+
 def when_training(run_dir: Path, action: threading.Thread) -> None:
     """Start the action once the first step is done."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 60
-        while not trains(run_dir) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: trains(run_dir))
         action.start()
 
     threading.Thread(target=wait, daemon=True).start()
@@ -71,14 +97,14 @@ def test_a_killed_rank_ends_the_others_and_is_named(
 
     def kill() -> None:
         killed_at.append(time.monotonic())
-        os.kill(ranks_of_this_process()[victim], signal.SIGKILL)
+        os.kill(ranks_below(os.getpid())[victim], signal.SIGKILL)
 
     when_training(new_run, threading.Thread(target=kill))
     with pytest.raises(LaunchError, match=f"rank {victim} of .* failed with signal SIGKILL"):
         launcher.run(new_run, num_workers=2)
     assert killed_at
     assert time.monotonic() - killed_at[0] < 15
-    assert not ranks_of_this_process()
+    assert not ranks_below(os.getpid())
     assert read_verdict(new_run) is None
 
 
@@ -112,19 +138,29 @@ def test_a_stop_request_leaves_a_checkpoint_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_command_with_75_and_a_second_one_ends_it(tiny_run: Path) -> None:
-    overrides = ["name=interrupted", LONG, "--workers", "2"]
-    run_dir = load_run(tiny_run, overrides[:2]).output_dir / "interrupted"
-    command = [sys.executable, "-m", "launch", "train", str(tiny_run), *overrides]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not trains(run_dir) and time.monotonic() < deadline:
-            time.sleep(0.1)
+def test_ctrl_c_stops_the_command_with_75_and_a_checkpoint(tiny_run: Path) -> None:
+    with interruptible_train(tiny_run, "interrupted") as (process, run_dir):
         process.send_signal(signal.SIGINT)
         shown, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "stopped with a checkpoint" in shown
     assert read_verdict(run_dir) == "stopped"
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_ranks_that_do_not_stop(tiny_run: Path) -> None:
+    with interruptible_train(tiny_run, "interrupted-twice") as (process, run_dir):
+        ranks = ranks_below(process.pid)
+        os.kill(ranks[1], signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        wait_until((run_dir / STOP_FILE).exists)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert len(ranks) == 2
+    assert not any(psutil.pid_exists(rank) for rank in ranks)
+    assert read_verdict(run_dir) is None
+    assert not (run_dir / STOP_FILE).exists()
 
 
 def test_the_end_of_a_log_is_quoted_and_an_absent_one_is_empty(tmp_path: Path) -> None:
