@@ -1,5 +1,6 @@
 """The words of a report around its numbers: how to read them, and what they cannot show."""
 
+from pipeline.study.differences import list_differences
 from pipeline.study.headline import NOISE_TEXT
 from pipeline.study.outcome import StudyResult, WallTime
 from pipeline.study.records import StudyRecords
@@ -43,8 +44,8 @@ def how_to_read(result: StudyResult, records: StudyRecords) -> list[str]:
     """Explain units, intervals and the comparison."""
     points = [
         "Losses are nats per token over all validation tokens, after the learning rate schedule "
-        "has ended. Bits per byte divide the same loss by the raw bytes of the text, so that runs "
-        "with other tokenizers compare.",
+        "has ended. Bits per byte take the loss of the text's tokens alone, without those that end "
+        "a document, over the raw bytes of the text, so that runs with other tokenizers compare.",
         "A plus-minus is half of a 95% interval. Quartiles and interquartile ranges (IQR) describe "
         "the scatter of single measurements. Where neither stands, there was one measurement.",
         f"Differences between families below the {NOISE_TEXT} are called ties.",
@@ -52,10 +53,11 @@ def how_to_read(result: StudyResult, records: StudyRecords) -> list[str]:
     match = records.study.match
     if match is not None:
         points.append(
-            f"Families are matched in {QUANTITIES[match.quantity]} to {match.reference}, "
-            f"within {match.tolerance_fraction:.0%}; text, tokenizer, order of the samples, "
-            f"optimizer, schedule and training loop are the same."
+            f"Families are matched in {QUANTITIES[match.quantity]} to the "
+            f"{_name(records, match.reference)}, within {match.tolerance_fraction:.0%}."
         )
+    if len(result.families) > 1:
+        points.append(_say_differences(records))
     if any(family.step_time_slope for family in result.families):
         points.append(
             "The exponent of step time is the slope of its logarithm over that of the sequence "
@@ -68,6 +70,27 @@ def how_to_read(result: StudyResult, records: StudyRecords) -> list[str]:
         "waiting for each other on both sides; building, warm-up and reading are left out."
     )
     return points
+
+
+def _say_differences(records: StudyRecords) -> str:
+    """Say in which fields the runs of the families differ, so that nothing is claimed equal."""
+    parts = []
+    for field, values in list_differences(records.plan.families).items():
+        own = [f"{value} for the {_name(records, label)}" for label, value in values.items()]
+        parts.append(f"{field} ({say_list(own)})")
+    if not parts:
+        return (
+            "The families differ in the model alone: every other field of their configs, and the "
+            "training loop, are the same."
+        )
+    return (
+        f"Besides the model, the families differ in {say_list(parts)}; every other field of their "
+        f"configs, and the training loop, are the same."
+    )
+
+
+def _name(records: StudyRecords, label: str) -> str:
+    return records.plan.display_name(label)
 
 
 def limits(result: StudyResult, records: StudyRecords) -> list[str]:

@@ -71,6 +71,31 @@ def test_html_and_markdown_say_the_same(report: Path) -> None:
         assert cell in markdown
 
 
+def test_the_report_names_the_fields_in_which_the_families_differ(write_study: WriteStudy) -> None:
+    families = {
+        label: {"model": {"family": label, "depth": 2}, "train": {"optimizer": optimizer}}
+        for label, optimizer in (
+            ("gpt", {"learning_rate": 0.002}),
+            ("lstm_attention", {"learning_rate": 0.008}),
+        )
+    }
+    directory = write_study(fields={"families": families}).directory
+    report_study(directory)
+    assert (
+        "Besides the model, the families differ in train.optimizer.learning_rate (0.002 for the "
+        "Transformer and 0.008 for the LSTM with attention); every other field"
+    ) in (directory / "report.md").read_text()
+
+
+def test_families_that_differ_in_the_model_alone_are_said_to(report: Path) -> None:
+    text = (report.parent / "report.md").read_text()
+    assert "The families differ in the model alone" in text
+
+
+def test_the_report_says_which_tokens_bits_per_byte_leave_out(report: Path) -> None:
+    assert "without those that end a document" in (report.parent / "report.md").read_text()
+
+
 def test_what_is_missing_is_absent_and_never_zero(write_study: WriteStudy) -> None:
     directory = write_study(without=("step_time-w2", "model_state-w1", "model_state-w2")).directory
     report_study(directory)
