@@ -23,6 +23,8 @@ from pipeline.study.series import (
     by_world_size,
     loss_curve,
     mean_positions,
+    position_gaps,
+    positions_by_seed,
     state_bytes,
     step_seconds_of,
     step_times,
@@ -78,7 +80,7 @@ def _describe_family(records: StudyRecords, label: str, times: Sequence[StepTime
         bits_per_byte=_over_seeds(runs, "eval/bits_per_byte"),
         tokens_per_second=_over_seeds(runs, "perf/tokens_per_second"),
         peak_bytes=_over_seeds(runs, "memory/peak_bytes"),
-        position_slope=_position_slope([mean_positions(runs)]),
+        position_slope=_position_slope(list(positions_by_seed(runs).values())),
         step_time_slope=_step_time_slope([_rounds(times, label)]),
     )
 
@@ -97,9 +99,6 @@ def _compare(
         difference = _loss_difference(records, family.label, reference.label)
         if difference is None:
             continue
-        positions = [
-            mean_positions(records.runs_of(label)) for label in (family.label, reference.label)
-        ]
         rounds = [_rounds(times, label) for label in (family.label, reference.label)]
         comparisons.append(
             Comparison(
@@ -108,7 +107,9 @@ def _compare(
                 loss_difference=difference,
                 is_tie=_is_tie(difference),
                 throughput_ratio=_ratio(family.tokens_per_second, reference.tokens_per_second),
-                position_slope_difference=_position_slope(positions),
+                position_slope_difference=_position_slope(
+                    position_gaps(records.runs_of(family.label), records.runs_of(reference.label))
+                ),
                 step_time_slope_difference=_step_time_slope(rounds),
             )
         )
@@ -136,14 +137,20 @@ def _ratio(value: Estimate | None, reference: Estimate | None) -> float | None:
     return None if value is None or reference is None else value.value / reference.value
 
 
-def _position_slope(curves: Sequence[list[float] | None]) -> Estimate | None:
-    """Fit loss over log2 of the position, of one curve, or of the first minus the second."""
-    known = [curve for curve in curves if curve is not None]
-    if len(known) < len(curves) or len(known[0]) < 2 * FIRST_SLOPE_POSITION:
+def _position_slope(curves: Sequence[Sequence[float]]) -> Estimate | None:
+    """Fit loss over log2 of the position, one curve for each seed.
+
+    Positions of one run share their documents and their weights, so only seeds give an interval of
+    runs; that of a single curve is the scatter of its positions around the line.
+    """
+    long = [curve for curve in curves if len(curve) >= 2 * FIRST_SLOPE_POSITION]
+    if not long:
         return None
-    values = known[0] if len(known) == 1 else [a - b for a, b in zip(*known, strict=True)]
-    positions = np.arange(FIRST_SLOPE_POSITION, len(values) + 1)
-    return fit_line(list(np.log2(positions)), values[FIRST_SLOPE_POSITION - 1 :]).slope
+    slopes = []
+    for curve in long:
+        positions = np.arange(FIRST_SLOPE_POSITION, len(curve) + 1)
+        slopes.append(fit_line(list(np.log2(positions)), curve[FIRST_SLOPE_POSITION - 1 :]).slope)
+    return slopes[0] if len(slopes) == 1 else estimate_mean([slope.value for slope in slopes])
 
 
 Rounds = tuple[list[float], list[list[float]]]

@@ -114,11 +114,23 @@ def _say_positions(comparison: Comparison, own: FamilyResult, reference: FamilyR
     difference = comparison.position_slope_difference
     if slopes[0] is None or slopes[1] is None or difference is None:
         return []
-    if not difference.excludes_zero:
-        verdict = "the interval covers zero, so neither is seen to gain more from a longer context"
+    num_seeds = comparison.loss_difference.num
+    gains_more = own if difference.value < 0 else reference
+    if num_seeds == 1:
+        verdict = (
+            "with one seed each, these intervals are the scatter of the positions around the line, "
+            "not that of runs, and do not settle which family gains more from a longer context"
+        )
+    elif not difference.excludes_zero:
+        verdict = (
+            f"the interval over {num_seeds} seeds covers zero, so neither is seen to gain more "
+            f"from a longer context"
+        )
     else:
-        gains_more = own if difference.value < 0 else reference
-        verdict = f"in these runs the {gains_more.display_name} gains more from a longer context"
+        verdict = (
+            f"over {num_seeds} seeds, the {gains_more.display_name} gains more from a longer "
+            f"context"
+        )
     return [
         f"Context. From position 16 on, each doubling of the context changes the loss by "
         f"{say_estimate(slopes[1], 3)} nats for the {reference.display_name} and "

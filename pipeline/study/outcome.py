@@ -41,7 +41,8 @@ class FamilyResult:
     peak_bytes: Estimate | None
     """Peak memory of the largest rank, over the seeds."""
     position_slope: Estimate | None
-    """Change of validation loss per doubling of the position, in nats."""
+    """Change of validation loss per doubling of the position, in nats; the interval is that over
+    the seeds, and with one seed the scatter of the positions around the line."""
     step_time_slope: Estimate | None
     """Exponent of step time over sequence length at a fixed number of tokens a step."""
 
@@ -58,7 +59,8 @@ class Comparison:
     """Whether the difference of losses is within the noise."""
     throughput_ratio: float | None
     position_slope_difference: Estimate | None
-    """Of the loss at each position, on the same validation tokens."""
+    """Of the loss at each position, on the same validation tokens, paired by seed; the interval is
+    as that of `position_slope`."""
     step_time_slope_difference: Estimate | None
     """Paired by round."""
 

@@ -14,7 +14,9 @@ from pipeline.study.series import (
     at_largest_world,
     bin_positions,
     loss_curve,
+    mean_curve,
     mean_positions,
+    position_gaps,
     state_bytes,
     step_times,
 )
@@ -152,7 +154,8 @@ class ReportBuilder:
                 "positions",
                 "Loss by position in the sample",
                 "Mean validation loss over bins of neighbouring positions. Bars: 95% intervals "
-                "from the scatter of the positions in a bin, where it has eight or more.",
+                "from the scatter of the positions in a bin, not of runs, where it has eight or "
+                "more.",
                 figures.draw_positions(drawn),
             )
         ]
@@ -163,19 +166,18 @@ class ReportBuilder:
         return Section(title="Use of context", charts=charts)
 
     def _gap_chart(self, family: FamilyResult, reference: FamilyResult) -> Chart | None:
-        own, other = (
-            mean_positions(self.records.runs_of(label)) for label in (family.label, reference.label)
-        )
-        if own is None or other is None:
+        runs, others = (self.records.runs_of(label) for label in (family.label, reference.label))
+        gap = mean_curve(position_gaps(runs, others))
+        if gap is None:
             return None
-        gap = bin_positions([a - b for a, b in zip(own, other, strict=True)])
         name = f"{family.display_name} minus {reference.display_name}"
         return self._chart(
             f"position-gap-{family.label}",
             name,
             f"Below zero, {family.display_name} predicts better. Both were scored on the same "
-            "tokens, so the difference scatters less than the losses. Bars: 95% intervals.",
-            figures.draw_position_gap(name, gap, self.hues[family.label]),
+            "tokens, so the difference scatters less than the losses. Bars: 95% intervals from "
+            "the scatter of the positions in a bin, not of runs.",
+            figures.draw_position_gap(name, bin_positions(gap), self.hues[family.label]),
         )
 
     def _step_time(self) -> Section | None:

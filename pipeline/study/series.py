@@ -137,8 +137,34 @@ def step_seconds_of(record: RunRecord) -> float | None:
 
 def mean_positions(runs: Sequence[RunRecord]) -> list[float] | None:
     """Give the validation loss at each position as the mean over runs; None where none has it."""
-    losses = [r.result.per_position_loss for r in runs if r.result.per_position_loss is not None]
-    return [float(value) for value in np.mean(losses, axis=0)] if losses else None
+    return mean_curve(list(positions_by_seed(runs).values()))
+
+
+def mean_curve(curves: Sequence[Sequence[float]]) -> list[float] | None:
+    """Give the mean of curves of one length; None where there is none."""
+    return [float(value) for value in np.mean(curves, axis=0)] if curves else None
+
+
+def positions_by_seed(runs: Iterable[RunRecord]) -> dict[int, list[float]]:
+    """Give the validation loss at each position by the seed of the run, where it was measured."""
+    return {
+        run.result.seed: run.result.per_position_loss
+        for run in runs
+        if run.result.per_position_loss is not None
+    }
+
+
+def position_gaps(runs: Iterable[RunRecord], others: Iterable[RunRecord]) -> list[list[float]]:
+    """Give the loss at each position minus that of the other family, one curve a common seed.
+
+    Runs on samples of different lengths have no common positions, and no curve.
+    """
+    own, other = positions_by_seed(runs), positions_by_seed(others)
+    return [
+        [a - b for a, b in zip(own[seed], other[seed], strict=True)]
+        for seed in own
+        if seed in other and len(own[seed]) == len(other[seed])
+    ]
 
 
 def bin_positions(losses: Sequence[float]) -> list[PositionBin]:

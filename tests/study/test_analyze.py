@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.study.analyze import analyze
+from pipeline.study.execute import report_study
 from pipeline.study.records import entropy_nats, measure_unigram, read_study
 from pipeline.study.series import bin_positions, by_world_size, loss_curve, step_times
 from pipeline.tracking.metrics import METRICS
@@ -55,6 +56,49 @@ def test_several_seeds_give_intervals_of_paired_differences(write_study: WriteSt
     assert not comparison.is_tie
     assert "(3 seeds each)" in result.headline[0]
     assert "one seed" not in result.headline[0]
+
+
+def test_a_slope_over_positions_has_its_interval_over_the_seeds(write_study: WriteStudy) -> None:
+    result = analyze(read_study(write_study(seeds=(0, 1, 2)).directory))
+    slopes = {family.label: family.position_slope for family in result.families}
+    assert slopes["gpt"] is not None
+    assert slopes["gpt"].half_width == pytest.approx(0.0, abs=1e-9)
+    own, difference = slopes["lstm_attention"], result.comparisons[0].position_slope_difference
+    assert own is not None
+    assert difference is not None
+    # Slopes -0.10, -0.11, -0.12: standard deviation 0.01, t(0.975, 2) = 4.3027.
+    assert own.value == pytest.approx(-0.11)
+    assert own.half_width == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)
+    assert (difference.value, difference.num) == (pytest.approx(-0.01), 3)
+    assert difference.half_width == pytest.approx(own.half_width)
+    (finding,) = [line for line in result.headline if line.startswith("Context")]
+    assert "the interval over 3 seeds covers zero" in finding
+
+
+def test_one_seed_gives_no_verdict_about_context(write_study: WriteStudy) -> None:
+    # Under seed 1 the positions lie exactly on lines of slopes -0.10 and -0.11.
+    result = analyze(read_study(write_study(seeds=(1,)).directory))
+    difference = result.comparisons[0].position_slope_difference
+    assert difference is not None
+    assert difference.excludes_zero
+    (finding,) = [line for line in result.headline if line.startswith("Context")]
+    assert "the scatter of the positions around the line, not that of runs" in finding
+    assert "do not settle which family gains more" in finding
+
+
+def test_families_on_samples_of_two_lengths_have_no_common_positions(
+    write_study: WriteStudy,
+) -> None:
+    families = {
+        "gpt": {"model": {"family": "gpt", "width": 32, "depth": 2}},
+        "lstm_attention": {
+            "model": {"family": "lstm_attention", "depth": 2},
+            "train": {"sequence_tokens": 128, "micro_batch_samples": 1},
+        },
+    }
+    directory = write_study(fields={"families": families}).directory
+    assert report_study(directory).comparisons[0].position_slope_difference is None
+    assert not (directory / "figures" / "position-gap-lstm_attention.json").exists()
 
 
 def test_a_difference_whose_interval_covers_zero_is_a_tie(write_study: WriteStudy) -> None:
