@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,10 @@ END_SECONDS = 40
 """How long `deepspeed` may take to end its ranks: it gives each of them 30 s."""
 
 
+SECRETS = "MLFLOW"
+"""Prefix of variables that `deepspeed` would put on the remote command line and into its log."""
+
+
 class HostfileLauncher:
     """Starts one rank per slot of a hostfile with `deepspeed` and waits for their verdict."""
 
@@ -26,7 +31,7 @@ class HostfileLauncher:
         """Read the hostfile.
 
         Args:
-            cluster: Names the hostfile.
+            cluster: Names the hostfile; threads per rank and accelerator.
             stop: Passed on to the ranks.
 
         Raises:
@@ -36,6 +41,7 @@ class HostfileLauncher:
             raise ConfigError(
                 "cluster.launcher=hostfile needs cluster.hostfile: a file of lines `host slots=N`"
             )
+        self._cluster = cluster
         self._hostfile = cluster.hostfile.absolute()
         self._slots = read_hostfile(self._hostfile)
         self._stop = stop
@@ -44,7 +50,8 @@ class HostfileLauncher:
         """Give the `deepspeed` command.
 
         The first host's name is passed as master address: the launcher's own guess takes the first
-        address of that host, which may be on the wrong network.
+        address of that host, which may be on the wrong network. A single host that is not this
+        machine needs a word more, or `deepspeed` would start the ranks here.
 
         Raises:
             ConfigError: The hostfile's slots are not as many as the ranks.
@@ -55,13 +62,30 @@ class HostfileLauncher:
                 f"{self._hostfile} has {num_slots} slots, but num_workers={num_workers}; "
                 f"nearest: num_workers={num_slots}"
             )
+        address = next(iter(self._slots))
+        way: list[str] = []
+        if len(self._slots) == 1 and is_here(address):
+            address, way = "127.0.0.1", ["--no_ssh_check"]
+        elif len(self._slots) == 1:
+            way = ["--force_multi"]
         return [
             "deepspeed",
             "--hostfile", str(self._hostfile),
-            "--master_addr", next(iter(self._slots)),
+            "--master_addr", address,
             "--master_port", str(LAUNCHER_PORT),
+            *way,
             "--module", "launch.worker", "--run", str(run_dir),
+            *self._worker_options(),
         ]  # fmt: skip
+
+    def _worker_options(self) -> list[str]:
+        """Give what ranks cannot take from variables, as `deepspeed` passes almost none on."""
+        options = []
+        if self._cluster.threads_per_worker != 1:
+            options += ["--threads", str(self._cluster.threads_per_worker)]
+        if self._cluster.accelerator != "auto":
+            options += ["--accelerator", self._cluster.accelerator]
+        return options
 
     def run(
         self, run_dir: Path, *, num_workers: int, stop_after_steps: int | None = None
@@ -85,6 +109,7 @@ class HostfileLauncher:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=environment_without_secrets(),
             )
             code = _wait(process, lambda: is_probe(run_dir) and self._stop.is_made)
         if code is None:
@@ -123,6 +148,16 @@ def read_hostfile(path: Path) -> dict[str, int]:
     if not slots:
         raise ConfigError(f"{path} names no host; write lines of the form `host slots=N`")
     return slots
+
+
+def is_here(host: str) -> bool:
+    """Tell whether a name of a hostfile is this machine's."""
+    return host in ("localhost", "127.0.0.1", "::1", socket.gethostname())
+
+
+def environment_without_secrets() -> dict[str, str]:
+    """Give this process's variables without those of MLflow, of which ranks need none."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
 
 
 def find_deepspeed() -> str:

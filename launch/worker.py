@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from launch.environment import base_environment, detect_accelerator
 from pipeline.errors import PipelineError
@@ -48,15 +49,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="run directory")
     parser.add_argument("--stop-after-steps", type=int, help="stop with a checkpoint at this step")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by deepspeed; unused")
+    parser.add_argument("--threads", type=int, help="CPU threads of a rank; default: 1")
+    parser.add_argument("--accelerator", choices=["auto", "cpu", "cuda"], default="auto")
     options = parser.parse_args(arguments)
-    for name, value in base_environment(detect_accelerator(), threads=1).items():
-        os.environ.setdefault(name, value)
+    set_environment(options.accelerator, options.threads)
     try:
         run_rank(options.run.absolute(), options.stop_after_steps)
     except PipelineError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
         return exc.exit_code
     return 0
+
+
+def set_environment(accelerator: Literal["auto", "cpu", "cuda"], threads: int | None) -> None:
+    """Set what torch and DeepSpeed read when they are loaded.
+
+    Variables that are set already stay, unless an argument states otherwise.
+
+    Args:
+        accelerator: What to compute on; auto takes what is there.
+        threads: CPU threads of this rank; None takes OMP_NUM_THREADS, else 1.
+    """
+    stated = {"OMP_NUM_THREADS"} if threads is not None else set()
+    if accelerator != "auto":
+        stated |= {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"}
+    for name, value in base_environment(detect_accelerator(accelerator), threads or 1).items():
+        if name in stated or name not in os.environ:
+            os.environ[name] = value
 
 
 def exit_at_once(arguments: Sequence[str] | None = None) -> None:

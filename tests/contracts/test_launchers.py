@@ -39,8 +39,15 @@ def run_ray(run_dir: Path, num_workers: int = 2) -> Verdict | None:
     return build_launcher(cluster, StopRequest(print)).run(run_dir, num_workers=num_workers)
 
 
-def run_deepspeed(run_dir: Path) -> Verdict | None:
-    """What `hostfile` starts on every host, by hand on this one."""
+def run_hostfile(run_dir: Path, num_workers: int = 2) -> Verdict | None:
+    hosts = run_dir / "hosts.txt"
+    hosts.write_text(f"localhost slots={num_workers}\n")
+    cluster = ClusterConfig(launcher="hostfile", hostfile=hosts, accelerator="cpu")
+    return build_launcher(cluster, StopRequest(print)).run(run_dir, num_workers=num_workers)
+
+
+def run_by_hand(run_dir: Path) -> Verdict | None:
+    """The command that a dry run shows for this machine."""
     local = build_launcher(ClusterConfig(launcher="local"), StopRequest(print))
     command = local.command(run_dir, num_workers=2)
     subprocess.run(
@@ -56,7 +63,8 @@ def run_deepspeed(run_dir: Path) -> Verdict | None:
 WAYS: dict[str, Callable[[Path], Verdict | None]] = {
     "local": run_local,
     "ray": run_ray,
-    "hostfile": run_deepspeed,
+    "hostfile": run_hostfile,
+    "by hand": run_by_hand,
 }
 
 
@@ -78,7 +86,7 @@ def reference(tiny_run: Path) -> list[float]:
 
 
 def test_every_registered_launcher_is_run_here() -> None:
-    assert set(WAYS) == set(LAUNCHERS)
+    assert set(WAYS) == {*LAUNCHERS, "by hand"}
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -86,7 +94,7 @@ def test_every_registered_launcher_is_run_here() -> None:
 def test_every_way_to_launch_gives_the_same_losses(
     way: str, tiny_run: Path, reference: list[float]
 ) -> None:
-    run_dir = new_run(tiny_run, f"contract-{way}")
+    run_dir = new_run(tiny_run, f"contract-{way.replace(' ', '-')}")
     assert WAYS[way](run_dir) == "complete"
     result = read_result(run_dir)
     assert (result.world_size, result.steps) == (2, 6)

@@ -1,13 +1,17 @@
 """Hostfiles are read strictly: DeepSpeed alone would fall back to this machine."""
 
+import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from launch.hostfile import HostfileLauncher, read_hostfile
 from launch.stopping import StopRequest
+from launch.worker import set_environment
 from pipeline.config.cluster import ClusterConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LaunchError
 
 
 def test_slots_are_read_by_host(tmp_path: Path) -> None:
@@ -42,3 +46,65 @@ def test_ranks_and_slots_must_agree(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nearest: num_workers=6"):
         launcher.command(tmp_path, num_workers=2)
     assert launcher.command(tmp_path, num_workers=6)[:3] == ["deepspeed", "--hostfile", str(path)]
+
+
+def launcher_for(tmp_path: Path, hosts: str, **fields: object) -> HostfileLauncher:
+    path = tmp_path / "hosts"
+    path.write_text(hosts)
+    cluster = ClusterConfig.model_validate({"launcher": "hostfile", "hostfile": path, **fields})
+    return HostfileLauncher(cluster, StopRequest(print))
+
+
+def test_a_single_host_is_this_machine_only_under_a_local_name(tmp_path: Path) -> None:
+    elsewhere = launcher_for(tmp_path, "node-a slots=2\n").command(tmp_path, num_workers=2)
+    assert "--force_multi" in elsewhere
+    here = launcher_for(tmp_path, "localhost slots=2\n").command(tmp_path, num_workers=2)
+    assert "--force_multi" not in here
+    assert here[here.index("--master_addr") + 1] == "127.0.0.1"
+
+
+def test_threads_and_accelerator_reach_the_ranks_as_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = launcher_for(tmp_path, "node-a slots=2\n", threads_per_worker=3, accelerator="cpu")
+    command = launcher.command(tmp_path, num_workers=2)
+    assert command[-4:] == ["--threads", "3", "--accelerator", "cpu"]
+    # As DeepSpeed's launcher leaves them on a host with GPUs.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    for name in ("PYTORCH_NVML_BASED_CUDA_CHECK", "PYTHONUNBUFFERED"):
+        monkeypatch.setenv(name, "1")
+    set_environment("cpu", 3)
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    set_environment("auto", None)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+@pytest.mark.slow
+def test_no_token_leaves_this_machine_or_enters_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    seen = tmp_path / "seen.json"
+    record = "import json, os, sys; json.dump([sys.argv, dict(os.environ)], open({!r}, 'w'))"
+    for name, body in {"ssh": "", "pdsh": record.format(str(seen))}.items():
+        program = programs / name
+        program.write_text(f"#!{sys.executable}\n{body}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-planted-token")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:a-planted-token@tracking")
+    with pytest.raises(LaunchError, match="without a verdict") as caught:
+        launcher_for(tmp_path, "node-a slots=2\n").run(tmp_path, num_workers=2)
+    arguments, variables = json.loads(seen.read_text())
+    assert arguments[arguments.index("-w") + 1] == "node-a"
+    assert not [name for name in variables if name.startswith("MLFLOW")]
+    log = (tmp_path / "launcher.log").read_text()
+    assert "cmd = pdsh" in log
+    for text in (log, seen.read_text(), str(caught.value)):
+        assert "a-planted-token" not in text
