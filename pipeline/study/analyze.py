@@ -127,10 +127,10 @@ def _loss_difference(records: StudyRecords, label: str, reference: str) -> Estim
 
 
 def _is_tie(difference: Estimate) -> bool:
-    """One seed: within the published noise. Several: within the interval, or within that noise."""
-    if abs(difference.value) < NOISE_NATS:
-        return True
-    return difference.num > 1 and not difference.excludes_zero
+    """One seed: within the published noise of single runs. Several: the interval covers zero."""
+    if difference.num == 1:
+        return abs(difference.value) < NOISE_NATS
+    return not difference.excludes_zero
 
 
 def _ratio(value: Estimate | None, reference: Estimate | None) -> float | None:

@@ -17,7 +17,7 @@ from pipeline.study.wording import (
 )
 
 NOISE_NATS = 0.05
-"""Difference of two single runs that is not evidence.
+"""Difference of two single runs, one seed each, that is not evidence.
 
 Source: Kaplan et al. 2020, appendix D.6: losses of equal runs differ by about 0.05 nats.
 """
@@ -68,27 +68,32 @@ def _say_loss(
         f"{say_estimate(reference.loss, 3)} nats/token for the {reference.display_name} and "
         f"{say_estimate(own.loss, 3)} for the {own.display_name}"
     )
+    better = own if comparison.loss_difference.value < 0 else reference
+    return (
+        f"Loss. After {say_count(result.tokens)} training tokens, at {sizes}, the validation loss "
+        f"is {losses} ({seeds}). {_say_verdict(comparison, better.display_name)}"
+    )
+
+
+def _say_verdict(comparison: Comparison, better: str) -> str:
     difference = comparison.loss_difference
-    if comparison.is_tie and abs(difference.value) < NOISE_NATS:
-        verdict = (
+    if difference.num == 1 and comparison.is_tie:
+        return (
             f"The difference of {say_estimate(difference, 3)} is within the noise, about "
             f"{NOISE_TEXT}: call it a tie."
         )
-    elif comparison.is_tie:
-        verdict = (
+    if difference.num == 1:
+        return (
+            f"The {better} is better by {_say_abs(difference)} nats, more than the {NOISE_TEXT}; "
+            f"one seed does not settle it."
+        )
+    if comparison.is_tie:
+        return (
             f"The interval of the difference, {say_estimate(difference, 3)}, covers zero: call it "
             f"a tie."
         )
-    else:
-        better = own if difference.value < 0 else reference
-        verdict = (
-            f"The {better.display_name} is better by {say_number(abs(difference.value), 3)} nats, "
-            f"more than the {NOISE_TEXT}"
-            + ("; one seed does not settle it." if num_seeds == 1 else ".")
-        )
     return (
-        f"Loss. After {say_count(result.tokens)} training tokens, at {sizes}, the validation loss "
-        f"is {losses} ({seeds}). {verdict}"
+        f"The {better} is better by {_say_abs(difference)} nats, with the interval over the seeds."
     )
 
 

@@ -56,7 +56,8 @@ class Comparison:
     loss_difference: Estimate
     """Nats per token, paired by seed."""
     is_tie: bool
-    """Whether the difference of losses is within the noise."""
+    """Whether the difference of losses is within the published noise of single runs, or with
+    several seeds its interval covers zero."""
     throughput_ratio: float | None
     position_slope_difference: Estimate | None
     """Of the loss at each position, on the same validation tokens, paired by seed; the interval is

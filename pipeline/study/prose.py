@@ -48,7 +48,8 @@ def how_to_read(result: StudyResult, records: StudyRecords) -> list[str]:
         "a document, over the raw bytes of the text, so that runs with other tokenizers compare.",
         "A plus-minus is half of a 95% interval. Quartiles and interquartile ranges (IQR) describe "
         "the scatter of single measurements. Where neither stands, there was one measurement.",
-        f"Differences between families below the {NOISE_TEXT} are called ties.",
+        f"Between families with one seed each, a difference below the {NOISE_TEXT} is called a "
+        "tie; with several seeds, one whose interval over the seeds covers zero.",
     ]
     match = records.study.match
     if match is not None:

@@ -103,6 +103,7 @@ def write_study(study_config: StudyConfig, manifest: ShardManifest) -> Callable[
         *,
         without: tuple[str, ...] = (),
         gap_nats: float = GAP_NATS,
+        seed_nats: float = SEED_NATS,
         seeds: tuple[int, ...] = (0,),
         timed_workers: tuple[int, ...] = (2,),
         fields: dict[str, Any] | None = None,
@@ -117,7 +118,7 @@ def write_study(study_config: StudyConfig, manifest: ShardManifest) -> Callable[
         for cell in plan.cells:
             run_dir = write_cell(plan, cell, manifests)
             if cell.name not in without:
-                finish_cell(run_dir, cell, manifest, gap_nats)
+                finish_cell(run_dir, cell, manifest, gap_nats, seed_nats)
             add_to_timeline(plan, cell, is_complete=cell.name not in without)
         return StudyOnDisk(config=config, plan=plan, manifest=manifest)
 
@@ -125,12 +126,16 @@ def write_study(study_config: StudyConfig, manifest: ShardManifest) -> Callable[
 
 
 def finish_cell(
-    run_dir: Path, cell: TrainCell | ProbeCell, manifest: ShardManifest, gap_nats: float
+    run_dir: Path,
+    cell: TrainCell | ProbeCell,
+    manifest: ShardManifest,
+    gap_nats: float,
+    seed_nats: float = SEED_NATS,
 ) -> None:
     """Leave what the ranks of a cell would leave."""
     if isinstance(cell, TrainCell):
-        # The gap differs by SEED_NATS from one seed to the next.
-        gap = gap_nats + SEED_NATS * cell.run.seed if cell.label == "lstm_attention" else 0.0
+        # The gap differs by `seed_nats` from one seed to the next.
+        gap = gap_nats + seed_nats * cell.run.seed if cell.label == "lstm_attention" else 0.0
         write_events(run_dir, cell, gap)
         write_result(run_dir, train_result(cell, manifest, gap))
     else:

@@ -58,6 +58,18 @@ def test_several_seeds_give_intervals_of_paired_differences(write_study: WriteSt
     assert "one seed" not in result.headline[0]
 
 
+def test_a_small_difference_whose_interval_excludes_zero_is_no_tie(
+    write_study: WriteStudy,
+) -> None:
+    study = write_study(gap_nats=0.03, seed_nats=0.001, seeds=(0, 1, 2))
+    result = analyze(read_study(study.directory))
+    assert result.comparisons[0].loss_difference.value == pytest.approx(0.031)
+    assert not result.comparisons[0].is_tie
+    # t(0.975, 2) * 0.001 / sqrt(3) = 0.0025.
+    assert "The Transformer is better by 0.031 ± 0.002 nats" in result.headline[0]
+    assert "Kaplan" not in result.headline[0]
+
+
 def test_a_slope_over_positions_has_its_interval_over_the_seeds(write_study: WriteStudy) -> None:
     result = analyze(read_study(write_study(seeds=(0, 1, 2)).directory))
     slopes = {family.label: family.position_slope for family in result.families}
