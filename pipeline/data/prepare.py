@@ -15,7 +15,13 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.assembly import build_manifest, list_differences, npy_bytes, summarise
 from pipeline.data.indexed import token_dtype
 from pipeline.data.plan import fingerprint, plan_options, plan_recipe
-from pipeline.data.scratch import environment, python_path, short_directory
+from pipeline.data.ray_surroundings import (
+    check_answers,
+    environment_set,
+    python_path,
+    short_directory,
+    unreachable,
+)
 from pipeline.data.shard_writer import ShardJob, SplitResult, is_validation, make_shards
 from pipeline.data.shards import (
     MANIFEST_NAME,
@@ -64,6 +70,7 @@ def prepare(data: DataConfig, on_event: OnEvent = lambda line: None) -> ShardMan
         ConfigError: The config names no directory.
         DataError: The source is unusable, a split would be empty, or a directory that is already
             there does not match the config. Nothing that looks finished is left behind.
+        LaunchError: The Ray cluster cannot be reached.
     """
     source = build_source(data.source)
     if data.prepared_dir is not None:
@@ -90,6 +97,9 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
     Args:
         address: Ray address; None takes RAY_ADDRESS, and without that starts a local Ray.
         num_cpus: CPUs of a local Ray; None counts them.
+
+    Raises:
+        LaunchError: Nobody answers at the address, or what answers is no Ray of this version.
     """
     import ray
 
@@ -101,18 +111,23 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
         # Inside a Ray job the job's own environment brings the package, and Ray refuses a second.
         in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
         runtime_env = None if in_job else {"env_vars": {"PYTHONPATH": package_root}}
-        ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
+        check_answers(address)
+        try:
+            ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
+        except (ConnectionError, RuntimeError, ValueError) as exc:
+            raise unreachable(address, exc) from exc
         try:
             yield
         finally:
             ray.shutdown()
     else:
         with short_directory() as directory:
-            with environment(
-                RAY_AUTH_MODE="disabled",  # else Ray writes a token into the home directory
-                RAY_USAGE_STATS_ENABLED="0",
-                PYTHONPATH=os.pathsep.join([package_root, *python_path()]),
-            ):
+            variables = {
+                "RAY_AUTH_MODE": "disabled",  # else Ray writes a token into the home directory
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "PYTHONPATH": os.pathsep.join([package_root, *python_path()]),
+            }
+            with environment_set(variables):
                 ray.init(
                     "local",
                     num_cpus=num_cpus,
@@ -168,17 +183,19 @@ def _prepare_afresh(
     data: DataConfig, source: Source, recipe: dict[str, Any], directory: Path, on_event: OnEvent
 ) -> ShardManifest:
     try:
-        if directory.exists():
-            on_event(f"removing the unfinished {directory}")
-            shutil.rmtree(directory)
-        directory.mkdir(parents=True)
+        with _writing_to(directory):
+            if directory.exists():
+                on_event(f"removing the unfinished {directory}")
+                shutil.rmtree(directory)
+            directory.mkdir(parents=True)
         splits = source.splits()
         tokenizer = _make_tokenizer(data, source, splits, on_event)
         choice = choose_encoder(tokenizer, first_texts(source, splits))
         for message in choice.messages:
             on_event(message)
-        write_atomic(directory / TOKENIZER_NAME, tokenizer.tokenizer_json.encode())
-        write_atomic(directory / TOKEN_BYTES_NAME, npy_bytes(tokenizer.token_bytes))
+        with _writing_to(directory):
+            write_atomic(directory / TOKENIZER_NAME, tokenizer.tokenizer_json.encode())
+            write_atomic(directory / TOKEN_BYTES_NAME, npy_bytes(tokenizer.token_bytes))
         job = ShardJob(
             source=absolute_source(data.source),
             directory=directory,
@@ -192,15 +209,21 @@ def _prepare_afresh(
         manifest = build_manifest(data, recipe, tokenizer, choice, job, results)
         for name in get_args(SplitName):
             ShardSet(manifest, name)
-        write_manifest(manifest)
-    except OSError as exc:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise DataError(f"cannot write to {directory}: {exc.strerror or exc}") from exc
+        with _writing_to(directory):
+            write_manifest(manifest)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
     on_event(f"prepared {summarise(manifest)}")
     return manifest
+
+
+@contextmanager
+def _writing_to(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise DataError(f"cannot write to {directory}: {exc.strerror or exc}") from exc
 
 
 def _make_tokenizer(
