@@ -93,9 +93,11 @@ def _over_seeds(runs: Sequence[RunRecord], name: str) -> Estimate | None:
 def _compare(
     records: StudyRecords, families: Sequence[FamilyResult], times: Sequence[StepTimes]
 ) -> list[Comparison]:
-    reference = families[0]
+    reference = next(family for family in families if family.label == records.reference)
     comparisons = []
-    for family in families[1:]:
+    for family in families:
+        if family is reference:
+            continue
         difference = _loss_difference(records, family.label, reference.label)
         if difference is None:
             continue

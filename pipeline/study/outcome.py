@@ -49,7 +49,7 @@ class FamilyResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One family minus, or over, the first family of the study."""
+    """One family minus, or over, the reference of the match, else the first family."""
 
     label: str
     reference: str

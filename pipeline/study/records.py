@@ -44,6 +44,12 @@ class StudyRecords:
     baseline: Baseline | None
     """None where no training cell has finished."""
 
+    @property
+    def reference(self) -> str:
+        """Label of the family that the others are compared with."""
+        match = self.study.match
+        return next(iter(self.plan.families)) if match is None else match.reference
+
     def runs_of(self, label: str) -> list[RunRecord]:
         """Give the finished runs of a family, one per seed."""
         names = [cell.name for cell in self.plan.train_cells if cell.label == label]

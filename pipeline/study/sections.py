@@ -159,19 +159,19 @@ class ReportBuilder:
                 figures.draw_positions(drawn),
             )
         ]
-        reference = self.result.families[0]
-        for family in self.result.families[1:]:
-            chart = self._gap_chart(family, reference)
-            charts += [chart] if chart else []
+        for family in self.result.families:
+            if family.label != self.records.reference:
+                charts += self._gap_chart(family)
         return Section(title="Use of context", charts=charts)
 
-    def _gap_chart(self, family: FamilyResult, reference: FamilyResult) -> Chart | None:
-        runs, others = (self.records.runs_of(label) for label in (family.label, reference.label))
+    def _gap_chart(self, family: FamilyResult) -> list[Chart]:
+        reference = self.records.reference
+        runs, others = (self.records.runs_of(label) for label in (family.label, reference))
         gap = mean_curve(position_gaps(runs, others))
         if gap is None:
-            return None
-        name = f"{family.display_name} minus {reference.display_name}"
-        return self._chart(
+            return []
+        name = f"{family.display_name} minus {self.names[reference]}"
+        chart = self._chart(
             f"position-gap-{family.label}",
             name,
             f"Below zero, {family.display_name} predicts better. Both were scored on the same "
@@ -179,6 +179,7 @@ class ReportBuilder:
             "the scatter of the positions in a bin, not of runs.",
             figures.draw_position_gap(name, bin_positions(gap), self.hues[family.label]),
         )
+        return [chart]
 
     def _step_time(self) -> Section | None:
         if not self.times:

@@ -41,6 +41,19 @@ def test_a_complete_study_finds_the_differences_that_were_put_in(write_study: Wr
         assert family.position_slope.value == pytest.approx(-0.1)
 
 
+def test_families_compare_with_the_reference_of_the_match(write_study: WriteStudy) -> None:
+    families = {
+        "gpt": {"model": {"family": "gpt", "depth": 2}},
+        "lstm_attention": {"model": {"family": "lstm_attention", "width": 32, "depth": 2}},
+    }
+    fields = {"families": families, "match": {"reference": "lstm_attention"}}
+    directory = write_study(fields=fields).directory
+    (comparison,) = report_study(directory).comparisons
+    assert (comparison.label, comparison.reference) == ("gpt", "lstm_attention")
+    assert comparison.loss_difference.value == pytest.approx(-GAP_NATS)
+    assert (directory / "figures" / "position-gap-gpt.json").exists()
+
+
 def test_a_difference_below_the_published_noise_is_a_tie(write_study: WriteStudy) -> None:
     result = analyze(read_study(write_study(gap_nats=0.03).directory))
     assert result.comparisons[0].is_tie
