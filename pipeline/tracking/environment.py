@@ -1,10 +1,13 @@
 """From the machine and the installed packages to the `environment.json` of a run.
 
-An allow-list: environment variables, arguments and paths never enter, so no secret can.
+An allow-list: environment variables, arguments and paths never enter, so no secret can. The one
+exception is a commit, checked to be nothing but a hexadecimal number.
 """
 
 import importlib.metadata
+import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +25,8 @@ PACKAGES = (
     "tandem-pretraining", "torch", "deepspeed", "ray", "mlflow", "numpy", "tokenizers",
     "fastokens", "datasets", "pydantic", "safetensors",
 )  # fmt: skip
+COMMIT_VARIABLE = "TANDEM_GIT_COMMIT"
+"""The commit of a copy of this project that has no checkout, such as a Ray job's."""
 GIT_SECONDS = 10
 """A git that hangs, on a dead network mount, must not hang the run."""
 
@@ -78,12 +83,16 @@ def _cpu_model() -> str | None:
 
 
 def _git_state() -> dict[str, Any]:
-    """Commit of the checkout this package is part of, and whether tracked files differ from it."""
+    """Commit of the checkout this package is part of, and whether tracked files differ from it.
+
+    A copy without a checkout takes the commit that whoever made the copy has stated.
+    """
     package_dir = Path(pipeline.__file__).parent
     tracked = _git(package_dir, "ls-files", "--error-unmatch", "errors.py")
     commit = _git(package_dir, "rev-parse", "HEAD") if tracked else None
     if commit is None:
-        return {}
+        stated = os.environ.get(COMMIT_VARIABLE, "").strip().lower()
+        return {"git_commit": stated} if re.fullmatch(r"[0-9a-f]{7,64}", stated) else {}
     changes = _git(package_dir, "status", "--porcelain", "--untracked-files=no")
     return {"git_commit": commit, "git_is_dirty": bool(changes)}
 
