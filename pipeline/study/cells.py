@@ -19,13 +19,13 @@ from pipeline.tracking.store import read_result, read_verdict
 PROBE_FILE = "probe.yaml"
 
 
-def write_cell(plan: StudyPlan, cell: Cell, manifests: Mapping[str, ShardManifest]) -> Path:
+def write_cell(plan: StudyPlan, cell: Cell, manifest: ShardManifest) -> Path:
     """Write the resolved config of a cell and what it runs on; a finished cell is left alone.
 
     Args:
         plan: The study.
         cell: One of its cells.
-        manifests: Label of a family to its prepared text.
+        manifest: The prepared text.
 
     Returns:
         The directory of the cell.
@@ -35,21 +35,20 @@ def write_cell(plan: StudyPlan, cell: Cell, manifests: Mapping[str, ShardManifes
     """
     run_dir = plan.run_dir(cell)
     run_dir.mkdir(parents=True, exist_ok=True)
-    fingerprints = {label: manifest.fingerprint for label, manifest in manifests.items()}
     if isinstance(cell, TrainCell):
-        path, text = run_dir / "run.yaml", dump_yaml(_with_data(cell.run, manifests[cell.label]))
+        path, text = run_dir / "run.yaml", dump_yaml(_with_data(cell.run, manifest))
     else:
-        runs = {label: _with_data(run, manifests[label]) for label, run in cell.runs.items()}
+        runs = {label: _with_data(run, manifest) for label, run in cell.runs.items()}
         tree = {
             "study": plan.directory.name,
             "probe": cell.probe,
             "params": dict(cell.params),
-            "data_fingerprints": {label: fingerprints[label] for label in cell.runs},
+            "data_fingerprint": manifest.fingerprint,
             "runs": {label: run.model_dump(mode="json") for label, run in runs.items()},
         }
         path, text = run_dir / PROBE_FILE, yaml.dump(tree, Dumper=ConfigDumper, sort_keys=False)
     if read_verdict(run_dir) == "complete":
-        _refuse_other_data(run_dir, cell, fingerprints)
+        _refuse_other_data(run_dir, cell, manifest.fingerprint)
     else:
         path.write_text(text, encoding="utf-8")
         write_environment(run_dir)
@@ -88,19 +87,17 @@ def refuse_other_study(plan: StudyPlan) -> None:
             )
 
 
-def _refuse_other_data(run_dir: Path, cell: Cell, fingerprints: Mapping[str, str]) -> None:
+def _refuse_other_data(run_dir: Path, cell: Cell, fingerprint: str) -> None:
     """Refuse a finished cell whose tokens are not those that the study has now."""
     if isinstance(cell, TrainCell):
-        used = {cell.label: read_result(run_dir).data_fingerprint}
+        used = read_result(run_dir).data_fingerprint
     else:
-        used = read_yaml(run_dir / PROBE_FILE)["data_fingerprints"]
-    for label, fingerprint in used.items():
-        if fingerprint != fingerprints[label]:
-            raise DataError(
-                f"{run_dir} was finished on data {fingerprint}, which is now "
-                f"{fingerprints[label]}: the source text has changed; give the study another "
-                f"name, or remove that directory"
-            )
+        used = read_yaml(run_dir / PROBE_FILE)["data_fingerprint"]
+    if used != fingerprint:
+        raise DataError(
+            f"{run_dir} was finished on data {used}, which is now {fingerprint}: the source text "
+            f"has changed; give the study another name, or remove that directory"
+        )
 
 
 def _describe_probe(tree: Mapping[str, Any]) -> dict[str, Any]:

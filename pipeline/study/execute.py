@@ -90,13 +90,13 @@ def run_study(
     (plan.directory / RESULT_FILE).unlink(missing_ok=True)
     (plan.directory / STUDY_FILE).write_text(dump_yaml(study), encoding="utf-8")
     progress = Progress(plan, on_event)
-    manifests = _prepare_all(plan, prepare, progress)
+    manifest = _prepare(plan, prepare, progress)
     stopped = False
     for cell in plan.cells:
         if stopped or should_stop():
             stopped = True
             break
-        run_dir = write_cell(plan, cell, manifests)
+        run_dir = write_cell(plan, cell, manifest)
         if read_verdict(run_dir) == "complete":
             progress.skip(cell)
             continue
@@ -128,22 +128,18 @@ def report_study(study_dir: Path, *, stopped: bool = False) -> StudyResult:
     return result
 
 
-def _prepare_all(plan: StudyPlan, prepare: Prepare, progress: Progress) -> dict[str, ShardManifest]:
-    """Prepare the text of each family, once where families share it, and check that it suffices."""
+def _prepare(plan: StudyPlan, prepare: Prepare, progress: Progress) -> ShardManifest:
+    """Prepare the text that all families share, and check that it suffices for each."""
     progress.begin("prepare", None)
     started = time.time()
-    by_data: dict[DataConfig, ShardManifest] = {}
-    manifests = {}
+    manifest = prepare(next(iter(plan.families.values())).data)
     for label, run in plan.families.items():
-        if run.data not in by_data:
-            by_data[run.data] = prepare(run.data)
-        manifests[label] = by_data[run.data]
         try:
-            check_prepared(run, manifests[label])
+            check_prepared(run, manifest)
         except PipelineError as exc:
             raise type(exc)(f"families.{label}: {exc}") from exc
     progress.end("prepare", None, started, "complete")
-    return manifests
+    return manifest
 
 
 def _run_cell(launcher: Launcher, cell: Cell, run_dir: Path, progress: Progress) -> Outcome:

@@ -16,6 +16,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.study import ProbeConfig, StudyConfig
 from pipeline.config.tree import merge
 from pipeline.errors import ConfigError
+from pipeline.study.differences import list_differences
 from pipeline.study.match import MatchedSize, count_parameters, match_model
 
 DISPLAY_NAMES = {"gpt": "Transformer", "lstm_attention": "LSTM with attention"}
@@ -87,7 +88,7 @@ def plan_study(study: StudyConfig) -> StudyPlan:
 
     Raises:
         ConfigError: A run is contradictory, sizes cannot be matched, batches do not divide over the
-            ranks, or two cells would share a name.
+            ranks, families have different text, or two cells would share a name.
     """
     shapes = _resolve_shapes(study)
     sizes = _match_sizes(study, shapes)
@@ -189,7 +190,19 @@ def _world_sizes(probe: ProbeConfig, study: StudyConfig) -> list[int]:
     return probe.num_workers if probe.num_workers is not None else [study.cluster.num_workers]
 
 
+def _check_text(plan: StudyPlan) -> None:
+    """Refuse families with other validation tokens: their losses would not compare."""
+    for field, values in list_differences(plan.families).items():
+        if field.startswith("data.") or field == "eval.max_tokens":
+            shown = ", ".join(f"{value} in families.{label}" for label, value in values.items())
+            raise ConfigError(
+                f"{field} is {shown}: losses compare only on the same validation tokens; set it in "
+                f"base, or make two studies"
+            )
+
+
 def _check(plan: StudyPlan) -> None:
+    _check_text(plan)
     names = [cell.name for cell in plan.cells]
     for name in names:
         if names.count(name) > 1:

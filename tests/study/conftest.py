@@ -114,9 +114,8 @@ def write_study(study_config: StudyConfig, manifest: ShardManifest) -> Callable[
         plan = plan_study(config)
         plan.directory.mkdir(parents=True, exist_ok=True)
         (plan.directory / "study.yaml").write_text(dump_yaml(config))
-        manifests = dict.fromkeys(plan.families, manifest)
         for cell in plan.cells:
-            run_dir = write_cell(plan, cell, manifests)
+            run_dir = write_cell(plan, cell, manifest)
             if cell.name not in without:
                 finish_cell(run_dir, cell, manifest, gap_nats, seed_nats)
             add_to_timeline(plan, cell, is_complete=cell.name not in without)

@@ -70,6 +70,27 @@ def test_a_contradiction_is_refused(
         plan_study(changed(study_config, **{**fields, "base": base}))
 
 
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"data": {"tokenizer": {"vocab_size": 512}}},
+            r"data\.tokenizer\.vocab_size is 2048 in families\.gpt, 512 in families\.other",
+        ),
+        ({"eval": {"max_tokens": 100}}, r"eval\.max_tokens is none in families\.gpt, 100 in"),
+    ],
+)
+def test_families_with_other_validation_tokens_are_refused(
+    study_config: StudyConfig, own: dict[str, Any], message: str
+) -> None:
+    families = {
+        "gpt": {"model": {"family": "gpt"}},
+        "other": {"model": {"family": "gpt"}, **own},
+    }
+    with pytest.raises(ConfigError, match=message):
+        plan_study(changed(study_config, families=families, match=None))
+
+
 def test_matching_total_parameters_needs_a_known_vocabulary(study_config: StudyConfig) -> None:
     base = {**study_config.base, "data": {"tokenizer": {"path": "some/tokenizer.json"}}}
     match = {"reference": "gpt", "quantity": "total_parameters"}
