@@ -17,20 +17,19 @@ DRAIN_SECONDS = 120
 class SyncProcess:
     """A running `python -m launch sync DIR --follow`."""
 
-    def __init__(self, directory: Path, uri: str | None) -> None:
+    def __init__(self, directory: Path, uri: str) -> None:
         """Start the process; its output goes to `sync.log` in the directory.
 
         Args:
             directory: A study or run directory that exists.
-            uri: MLflow tracking URI; None takes SQLite in the output directory.
+            uri: MLflow tracking URI.
         """
         self._log = directory / "sync.log"
-        chosen = ["--uri", uri] if uri is not None else []
         with self._log.open("ab") as stream:
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-m", "launch", "sync", str(directory), "--follow",
-                    "--while-process", str(os.getpid()), *chosen,
+                    "--while-process", str(os.getpid()), "--uri", uri,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -78,16 +77,14 @@ class SyncProcess:
 
 
 @contextmanager
-def syncing(
-    directory: Path, uri: str | None, on_event: Callable[[str], None]
-) -> Iterator[SyncProcess]:
+def syncing(directory: Path, uri: str, on_event: Callable[[str], None]) -> Iterator[SyncProcess]:
     """Replay a directory to MLflow while the block runs, and to its end afterwards.
 
     A block that is interrupted ends the process at once.
 
     Args:
         directory: A study or run directory that exists.
-        uri: MLflow tracking URI; None takes SQLite in the output directory.
+        uri: MLflow tracking URI.
         on_event: Told when MLflow lacks something at the end.
     """
     process = SyncProcess(directory, uri)

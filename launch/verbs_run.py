@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,9 +18,6 @@ from launch.options import (
     as_tree,
     load_request,
 )
-
-if TYPE_CHECKING:
-    from pipeline.config.schema import RunConfig
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN", help="Run YAML, or a run directory.")]
 StopAfter = Annotated[
@@ -50,6 +47,7 @@ def train(
     from launch.run_dirs import init_run
     from launch.stopping import StopRequest
     from launch.sync_process import syncing
+    from pipeline.tracking.mlflow_sync import resolve_uri
     from pipeline.tracking.store import read_verdict
 
     request = load_request(
@@ -73,7 +71,7 @@ def train(
         f"training {request.run.name}: {num_workers} ranks, "
         f"{request.run.train.total_steps} steps, logs in {run_dir}/rank-0.log"
     )
-    with stop.listening(), syncing(run_dir, tracking_uri(request.run), display.say):
+    with stop.listening(), syncing(run_dir, resolve_uri(run_dir, None), display.say):
         verdict = starter.run(run_dir, num_workers=num_workers, stop_after_steps=stop_after_steps)
     answer_run(display, run_dir, verdict)
     if verdict == "stopped":
@@ -138,13 +136,6 @@ def describe(request: RunRequest, on_event: Callable[[str], None]) -> dict[str, 
         "run": as_tree(run),
         "cluster": as_tree(cluster),
     }
-
-
-def tracking_uri(run: "RunConfig") -> str:
-    """Give the MLflow store of a run: the config's, else SQLite in the output directory."""
-    from pipeline.tracking.mlflow_client import default_uri
-
-    return run.tracking.uri or default_uri(run.output_dir)
 
 
 def dry_run_lines(plan: dict[str, Any], command: list[str]) -> list[str]:

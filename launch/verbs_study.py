@@ -118,8 +118,10 @@ def execute(
     from launch.sync_process import syncing
     from pipeline.data.prepare import prepare, ray_session
     from pipeline.study.execute import run_study
+    from pipeline.tracking.mlflow_sync import resolve_uri
 
-    uri = tracking_uri(loaded)
+    configured = next(iter(plan.families.values())).tracking.uri
+    uri = resolve_uri(loaded.output_dir, configured)
     plan.directory.mkdir(parents=True, exist_ok=True)
     display.say(
         f"study {loaded.name}: {plan.num_cells} cells, launcher {loaded.cluster.launcher}, "
@@ -144,14 +146,6 @@ def execute(
             quiet=process.paused,
             should_stop=lambda: stop.is_made,
         )
-
-
-def tracking_uri(loaded: "StudyConfig") -> str:
-    """Give the MLflow store of a study: the config's, else SQLite in the output directory."""
-    from pipeline.tracking.mlflow_client import default_uri
-
-    uri = (loaded.base.get("tracking") or {}).get("uri")
-    return default_uri(loaded.output_dir) if uri is None else str(uri)
 
 
 def describe_event(event: "StudyEvent") -> str:

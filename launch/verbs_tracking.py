@@ -43,7 +43,7 @@ def sync(
     display = Display(as_json=as_json)
     if not directory.is_dir():
         raise ConfigError(f"{directory} is not a directory; name a study, run or output directory")
-    chosen = mlflow_sync.resolve_uri(directory.absolute(), uri or configured_uri(directory))
+    chosen = mlflow_sync.resolve_uri(directory.absolute(), uri)
     if dry_run:
         display.answer({"directory": str(directory), "uri": chosen}, [f"would sync to {chosen}"])
         return
@@ -78,34 +78,22 @@ def ui(
     from launch.display import Display
     from pipeline.errors import LaunchError
     from pipeline.tracking.mlflow_sync import resolve_uri
-    from pipeline.tracking.mlflow_ui import ENVIRONMENT, ui_command
+    from pipeline.tracking.mlflow_ui import ENVIRONMENT, ui_command, ui_url
 
     display = Display(as_json=as_json)
     root = directory or Path(os.environ.get("TANDEM_OUTPUT", "runs"))
-    command = ui_command(resolve_uri(root.absolute(), uri or configured_uri(root)), port)
-    address = f"http://127.0.0.1:{port}"
-    payload = {"command": command, "address": address}
+    store = resolve_uri(root.absolute(), uri)
+    command = ui_command(store, port)
     if dry_run:
-        display.answer(payload, [f"would run: {' '.join(command)}"])
+        display.answer({"command": command}, [f"would run: {' '.join(command)}"])
         return
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise LaunchError(f"port {port} is taken; choose another one with --port")
-    display.answer(payload, [f"MLflow on {address} (Ctrl-C ends it); it answers in some seconds"])
+    address = ui_url(store, port)
+    lines = [f"MLflow on {address}", "it answers in some seconds; Ctrl-C ends it"]
+    display.answer({"command": command, "address": address}, lines)
     os.execvpe(command[0], command, os.environ | ENVIRONMENT)
-
-
-def configured_uri(directory: Path) -> str | None:
-    """Give the tracking URI that the config of a study or run directory names, if any."""
-    from pipeline.config.load import read_run, read_yaml
-
-    if (directory / "run.yaml").exists():
-        return read_run(directory).tracking.uri
-    if (directory / "study.yaml").exists():
-        tracking = read_yaml(directory / "study.yaml").get("base", {}).get("tracking") or {}
-        uri = tracking.get("uri")
-        return None if uri is None else str(uri)
-    return None
 
 
 class _StopFlag:
