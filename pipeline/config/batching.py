@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pipeline.config.schema import TrainConfig, check_multiple
 from pipeline.errors import ConfigError
 
+IGNORED_LABEL = -100
+"""A label that is no prediction target: its loss is 0 and it counts nowhere."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.batching import BatchPlan
+from pipeline.config.batching import IGNORED_LABEL, BatchPlan
 from pipeline.data.checks import check_train_tokens, check_validation_tokens
 from pipeline.data.shards import ShardSet, load_token_bytes
 from pipeline.errors import DataError
 
-IGNORED_LABEL = -100
 FEISTEL_ROUNDS = 8
 SMALLEST_HALF_BITS = 4
 """Halves of fewer bits give too few different permutations of a handful of samples."""

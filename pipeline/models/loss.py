@@ -6,8 +6,7 @@ Shapes: `B` batch, `T` time, `V` vocabulary.
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED_LABEL = -100
-"""A label that is no prediction target; its loss is 0."""
+from pipeline.config.batching import IGNORED_LABEL
 
 
 def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

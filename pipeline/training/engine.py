@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.config.batching import BatchPlan
+from pipeline.config.batching import IGNORED_LABEL, BatchPlan
 from pipeline.config.schema import OptimizerConfig, RunConfig
-from pipeline.data.loader import IGNORED_LABEL, TokenBatch
+from pipeline.data.loader import TokenBatch
 from pipeline.training import ENGINES
 from pipeline.training.device import to_device
 from pipeline.training.distributed import RankContext

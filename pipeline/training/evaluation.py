@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.config.batching import IGNORED_LABEL
 from pipeline.config.schema import RunConfig
-from pipeline.data.loader import IGNORED_LABEL, ValidationBatches
+from pipeline.data.loader import ValidationBatches
 from pipeline.data.shards import ShardSet
 from pipeline.training.distributed import RankContext, sum_tensor_over_ranks
 from pipeline.training.engine import Engine

@@ -12,12 +12,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from pipeline.config.batching import IGNORED_LABEL
 from pipeline.config.explain import known_families
 from pipeline.config.model import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models import MODELS, build_model
 from pipeline.models.base import LanguageModel
-from pipeline.models.loss import IGNORED_LABEL
 
 VOCAB = 96
 TOKENS = 12
