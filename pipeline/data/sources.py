@@ -218,7 +218,8 @@ class HuggingFaceSource:
                 local = str(directory) if directory.is_dir() else location
                 return datasets.load_dataset(local, split=config.split)
             loaded = datasets.load_from_disk(str(directory))
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as exc:
+        except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as exc:
+            # RuntimeError: a dataset that comes as a script, which `datasets` runs no more.
             raise DataError(
                 f"cannot load split {config.split!r} of dataset {location}: {exc}"
             ) from exc

@@ -78,3 +78,11 @@ def test_contents_follow_the_files_of_a_local_dataset(
 def test_a_dataset_that_is_not_there_is_an_error_without_a_network() -> None:
     with pytest.raises(DataError, match="cannot load split 'train' of dataset nobody/nothing"):
         read_all("nobody/nothing")
+
+
+def test_a_dataset_that_comes_as_a_script_is_an_error_of_ours(tmp_path: Path) -> None:
+    directory = tmp_path / "scripted"
+    directory.mkdir()
+    (directory / "scripted.py").write_text("raise SystemExit('this was run')\n")
+    with pytest.raises(DataError, match=r"of dataset .*scripted: .*scripts"):
+        read_all(directory)
