@@ -99,8 +99,9 @@ def _study_status(
 def _plan_summaries(
     study_dir: Path, outcome: Mapping[str, Any], study: str, end: int
 ) -> Iterable[ReplicaRun]:
-    """One run per family; its points carry the end of the last cell as their time."""
-    for family, rows in outcome.get("summaries", {}).items():
+    """One run per family with points, which carry the end of the last cell as their time."""
+    summaries = outcome.get("summaries", {})
+    for family, rows in ((family, rows) for family, rows in summaries.items() if rows):
         try:
             points = tuple(
                 Point(

@@ -50,6 +50,16 @@ def test_a_study_without_a_result_runs_until_it_is_over(make_study: Callable[[],
         assert replica.parent.status == status
 
 
+def test_a_family_without_points_has_no_summary(make_study: Callable[[], Path]) -> None:
+    study_dir = make_study()
+    result = json.loads((study_dir / "result.json").read_text())
+    result["summaries"]["gpt"] = []
+    (study_dir / "result.json").write_text(json.dumps(result))
+    (replica,) = plan_replicas(study_dir)
+    names = [child.name for child in replica.children if child.role == "summary"]
+    assert names == ["scaling: lstm_attention"]
+
+
 def test_a_summary_with_an_unknown_metric_is_refused(make_study: Callable[[], Path]) -> None:
     study_dir = make_study()
     rows = [{"metric": "scaling/luck", "step": 1, "value": 1.0}]
