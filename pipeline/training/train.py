@@ -65,13 +65,14 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
                 flops_per_token=flops_per_token,
             )  # fmt: skip
             state = begin(run_dir, training, manifest, resident_bytes)
+            # Ranks get a signal one by one, so the watch holds until all have saved.
             with StopWatch(run_dir, ranks.rank, stop_after_steps) as stop:
                 state, reason = fit(training, state, stop)
-            save(training, state)
-            if reason is not None:
-                end_early(run_dir, training, state, reason)
-                return None
-            return finish(run_dir, training, state, manifest)
+                save(training, state)
+                if reason is not None:
+                    end_early(run_dir, training, state, reason)
+                    return None
+                return finish(run_dir, training, state, manifest)
     finally:
         stop_distributed(ranks)
 

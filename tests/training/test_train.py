@@ -214,6 +214,8 @@ def test_stop_file_stops_all_ranks_with_a_checkpoint(two_ranks: RankPool, runs: 
     assert two_ranks.run(train_rank, run_dir) == [None, None]
     stopped = json.loads((run_dir / "stopped.json").read_text())
     assert stopped["reason"] == "request"
+    # Who asked has to see afterwards that he did.
+    assert (run_dir / "stop.request").exists()
     assert manifest_of(run_dir).step == stopped["step"] == 0
 
 
@@ -238,6 +240,31 @@ def test_signal_to_one_rank_stops_all_at_one_step(two_ranks: RankPool, runs: Run
     stopped = json.loads((run_dir / "stopped.json").read_text())
     assert stopped["reason"] == "signal"
     assert manifest_of(run_dir).step == stopped["step"] == max(losses(run_dir))
+
+
+def signal_after_last_step(ranks: RankContext, run_dir: Path) -> Any:
+    """Signal rank 1 when the last step is logged, and tell whether that was before the result."""
+    if ranks.rank == 0:
+        return train_rank(ranks, run_dir)
+    script = (
+        f"cd {run_dir}; until grep -qs '\"step\": *{NUM_STEPS}[,}}]' events.jsonl; do sleep 0.01; "
+        f"done; test -e result.json || touch in-time; kill -TERM {os.getpid()}"
+    )
+    child = os.posix_spawn("/bin/sh", ["sh", "-c", script], dict(os.environ))
+    trained = train_rank(ranks, run_dir)
+    os.waitpid(child, 0)
+    return trained
+
+
+def test_signal_during_the_final_evaluation_lets_the_run_complete(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    prepared_dir = write_prepared(tmp_path / "prepared", validation_tokens=60_000)
+    run = every_step("gpt", 1, eval={"every_steps": None})
+    run_dir = write_run_dir(tmp_path / "run", prepared_dir, run)
+    results = two_ranks.run(signal_after_last_step, run_dir)
+    assert (run_dir / "in-time").exists()
+    assert results[0] == results[1] == read_result(run_dir)
 
 
 def test_damaged_checkpoint_is_passed_over_and_named(two_ranks: RankPool, runs: Runs) -> None:
