@@ -126,7 +126,9 @@ class EventTail:
 
     def __post_init__(self) -> None:
         """Begin at the end of what earlier attempts wrote."""
-        self._offset_bytes = self.path.stat().st_size if self.path.exists() else 0
+        if self.path.exists():
+            # A killed attempt may have left half a line, which the next one cuts off.
+            self._offset_bytes = self.path.read_bytes().rfind(b"\n") + 1
 
     def read(self) -> None:
         """Take in the lines written since the last call."""
