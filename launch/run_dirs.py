@@ -1,6 +1,5 @@
 """From a run config to a resolved run directory, and the refusal of one that belongs to another."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from pipeline.config.load import config_hash, dump_yaml, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.tracking.atomic import write_text_atomic
 from pipeline.tracking.environment import write_environment
 
 SHOWN_DIFFERENCES = 5
@@ -31,14 +31,15 @@ def init_run(run: RunConfig, on_event: Callable[[str], None]) -> Path:
     Raises:
         ConfigError: The directory belongs to another config, or the table is too small for the
             tokenizer.
-        DataError: The text cannot be used.
+        DataError: The text cannot be used, or a split is too small for the run.
     """
+    from pipeline.data.checks import check_prepared
     from pipeline.data.prepare import prepare
 
     run_dir = run_dir_of(run)
     check_owner(run_dir, run)
     manifest = prepare(run.data, on_event)
-    check_vocabulary(run, manifest.vocab_size)
+    check_prepared(run, manifest)
     resolved = with_prepared(run, manifest.directory)
     check_same_text(run_dir, resolved)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -88,19 +89,6 @@ def check_same_text(run_dir: Path, resolved: RunConfig) -> None:
         )
 
 
-def check_vocabulary(run: RunConfig, vocab_size: int) -> None:
-    """Refuse an embedding table with fewer rows than the tokenizer has entries.
-
-    Raises:
-        ConfigError: `model.vocab_size` is too small.
-    """
-    if run.model.vocab_size is not None and run.model.vocab_size < vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's "
-            f"{vocab_size} entries; nearest: {vocab_size}"
-        )
-
-
 def list_differences(
     first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
@@ -113,13 +101,3 @@ def list_differences(
         elif old != new:
             lines.append(f"{prefix}{key}: {old} -> {new}")
     return lines
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old content or all of the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
