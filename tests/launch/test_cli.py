@@ -175,6 +175,45 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(cli, tiny_run: Path, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_of_prepare_says_what_it_would_read_and_where_shards_would_stand(
+    cli, tiny_run: Path, tmp_path: Path
+) -> None:
+    text = write_text(tmp_path / "text", "a.jsonl", '{"text": "one two three"}\n')
+    overrides = [f"data.source.path={text.parent}", f"data.output_dir={tmp_path / 'data'}"]
+    facts = cli("prepare", tiny_run, *overrides, "--dry-run", "--json").tree
+    assert (facts["num_files"], facts["source_bytes"]) == (1, text.stat().st_size)
+    assert facts["tokenizer"].startswith("byte-level BPE of 300 entries")
+    assert facts["is_prepared"] is False
+    assert not (tmp_path / "data").exists()
+    directory = Path(facts["directory"])
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").touch()
+    shown = cli("prepare", tiny_run, *overrides, "--dry-run")
+    assert shown.code == 0
+    assert f"{directory}\n" in shown.out
+    assert "is_prepared          True" in shown.out
+    shown = cli("prepare", tiny_run, f"data.source.path={tmp_path / 'absent'}", "--dry-run")
+    assert shown.code == 1
+    assert shown.err.startswith("DataError: ")
+    assert "absent" in shown.err
+
+
+@pytest.mark.slow
+def test_a_run_with_too_little_text_is_refused_before_its_directory_stands(
+    cli, tiny_run: Path, tmp_path: Path
+) -> None:
+    overrides = [f"data.output_dir={tiny_run.parent / 'runs' / 'data'}", f"output_dir={tmp_path}"]
+    large = ["train.global_batch_tokens=16384", "train.total_tokens=16384"]
+    for verb in ("init", "train"):
+        shown = cli(verb, tiny_run, *overrides, *large)
+        assert shown.code == 1
+        assert "fewer than one global batch" in shown.err
+    shown = cli("init", tiny_run, *overrides, "model.vocab_size=280")
+    assert shown.code == 2
+    assert "model.vocab_size=280" in shown.err
+    assert not (tmp_path / "tiny").exists()
+
+
 def test_a_study_dry_run_lists_its_cells(cli, tmp_path: Path) -> None:
     shown = cli("quickstart", "--dry-run", "--json", f"output_dir={tmp_path}")
     assert shown.code == 0
