@@ -11,6 +11,7 @@ from pathlib import Path
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.errors import ConfigError, LaunchError
+from pipeline.tracking.environment import collect_environment
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 SHIPPED = ("pipeline", "launch", "configs", "pyproject.toml")
@@ -56,14 +57,13 @@ def submit(command: str, address: str, on_line: Callable[[str], None]) -> int:
     Raises:
         LaunchError: The cluster cannot be reached or refuses, or the job was lost.
     """
-    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     with tempfile.TemporaryDirectory() as staging:
         _stage(Path(staging))
         try:
             client = JobSubmissionClient(address)
             job = client.submit_job(
                 entrypoint=command,
-                runtime_env={"working_dir": staging, "env_vars": JOB_ENVIRONMENT | variables},
+                runtime_env={"working_dir": staging, "env_vars": job_environment()},
             )
         except (RuntimeError, ConnectionError, ValueError) as exc:
             raise LaunchError(f"cannot submit a job to {address}: {exc}") from exc
@@ -75,6 +75,14 @@ def submit(command: str, address: str, on_line: Callable[[str], None]) -> int:
     if details.status == JobStatus.SUCCEEDED:
         return 0
     raise LaunchError(f"job {job} ended as {details.status}: {details.message}")
+
+
+def job_environment() -> dict[str, str]:
+    """Give the variables of a job: what this process passes on, and the commit that is shipped."""
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # The files that a job gets are no checkout and could not tell.
+    commit = collect_environment().get("git_commit")
+    return JOB_ENVIRONMENT | passed_on | ({"TANDEM_GIT_COMMIT": commit} if commit else {})
 
 
 def _stage(directory: Path) -> None:
