@@ -13,10 +13,8 @@ from pipeline.errors import ConfigError
 from pipeline.probes import PROBES
 from pipeline.probes.context import ProbeContext
 from pipeline.tracking.environment import collect_environment
-from pipeline.tracking.store import ProbeResult, write_result
+from pipeline.tracking.store import PROBE_FILE, ProbeResult, write_result
 from pipeline.training.distributed import start_distributed, stop_distributed
-
-PROBE_FILE = "probe.yaml"
 
 Probe = Callable[[Mapping[str, RunConfig], ProbeContext], list[dict[str, Any]]]
 

@@ -13,10 +13,9 @@ from pipeline.config.tree import ConfigDumper, read_yaml
 from pipeline.data.shards import ShardManifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.study.plan import Cell, StudyPlan, TrainCell
+from pipeline.tracking.atomic import write_text_atomic
 from pipeline.tracking.environment import write_environment
-from pipeline.tracking.store import read_result, read_verdict
-
-PROBE_FILE = "probe.yaml"
+from pipeline.tracking.store import PROBE_FILE, RUN_FILE, read_result, read_verdict
 
 
 def write_cell(plan: StudyPlan, cell: Cell, manifest: ShardManifest) -> Path:
@@ -36,7 +35,7 @@ def write_cell(plan: StudyPlan, cell: Cell, manifest: ShardManifest) -> Path:
     run_dir = plan.run_dir(cell)
     run_dir.mkdir(parents=True, exist_ok=True)
     if isinstance(cell, TrainCell):
-        path, text = run_dir / "run.yaml", dump_yaml(_with_data(cell.run, manifest))
+        path, text = run_dir / RUN_FILE, dump_yaml(_with_data(cell.run, manifest))
     else:
         runs = {label: _with_data(run, manifest) for label, run in cell.runs.items()}
         tree = {
@@ -50,7 +49,7 @@ def write_cell(plan: StudyPlan, cell: Cell, manifest: ShardManifest) -> Path:
     if read_verdict(run_dir) == "complete":
         _refuse_other_data(run_dir, cell, manifest.fingerprint)
     else:
-        path.write_text(text, encoding="utf-8")
+        write_text_atomic(path, text)
         write_environment(run_dir)
     return run_dir
 
@@ -69,7 +68,7 @@ def refuse_other_study(plan: StudyPlan) -> None:
     for cell in plan.cells:
         run_dir = plan.run_dir(cell)
         if isinstance(cell, TrainCell):
-            if not (run_dir / "run.yaml").exists():
+            if not (run_dir / RUN_FILE).exists():
                 continue
             is_same = config_hash(read_run(run_dir)) == config_hash(cell.run)
         else:

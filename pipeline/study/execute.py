@@ -24,9 +24,14 @@ from pipeline.study.progress import Progress, StudyEvent, phase_of
 from pipeline.study.records import read_study
 from pipeline.study.report import write_report
 from pipeline.study.timeline import Outcome
-from pipeline.tracking.store import RESULT_FILE, Verdict, read_verdict, write_json_atomic
-
-STUDY_FILE = "study.yaml"
+from pipeline.tracking.atomic import write_text_atomic
+from pipeline.tracking.store import (
+    RESULT_FILE,
+    STUDY_FILE,
+    Verdict,
+    read_verdict,
+    write_json_atomic,
+)
 
 
 class Launcher(Protocol):
@@ -88,7 +93,7 @@ def run_study(
     plan.directory.mkdir(parents=True, exist_ok=True)
     refuse_other_study(plan)
     (plan.directory / RESULT_FILE).unlink(missing_ok=True)
-    (plan.directory / STUDY_FILE).write_text(dump_yaml(study), encoding="utf-8")
+    write_text_atomic(plan.directory / STUDY_FILE, dump_yaml(study))
     progress = Progress(plan, on_event)
     manifest = _prepare(plan, prepare, progress)
     stopped = False

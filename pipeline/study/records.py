@@ -13,7 +13,7 @@ from pipeline.data.shards import ShardSet, load_manifest
 from pipeline.errors import ConfigError
 from pipeline.study.plan import StudyPlan, plan_study
 from pipeline.study.timeline import Step, list_failures, read_timeline
-from pipeline.tracking.store import ProbeResult, RunRecord, read_probes, read_runs
+from pipeline.tracking.store import STUDY_FILE, ProbeResult, RunRecord, read_probes, read_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ def read_study(study_dir: Path) -> StudyRecords:
         DataError: The prepared text that the runs were trained on is gone.
         TrackingError: A result cannot be read.
     """
-    path = study_dir / "study.yaml"
+    path = study_dir / STUDY_FILE
     if not path.exists():
-        raise ConfigError(f"{study_dir} is not a study directory: it holds no study.yaml")
+        raise ConfigError(f"{study_dir} is not a study directory: it holds no {STUDY_FILE}")
     study = validate(StudyConfig, read_yaml(path), str(path))
     plan = replace(plan_study(study), directory=study_dir)
     planned = {cell.name for cell in plan.cells}

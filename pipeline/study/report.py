@@ -1,6 +1,5 @@
 """From a result and its records to `report.html`, `report.md` and `figures/`."""
 
-import os
 from pathlib import Path
 
 from pipeline.study.figures import library_script
@@ -8,6 +7,7 @@ from pipeline.study.outcome import StudyResult
 from pipeline.study.page import render_html, render_markdown
 from pipeline.study.records import StudyRecords
 from pipeline.study.sections import ReportBuilder
+from pipeline.tracking.atomic import write_text_atomic
 
 REPORT_HTML = "report.html"
 REPORT_MARKDOWN = "report.md"
@@ -29,14 +29,8 @@ def write_report(result: StudyResult, records: StudyRecords) -> Path:
     directory = records.plan.directory
     (directory / FIGURES).mkdir(exist_ok=True)
     for name, text in builder.figure_json.items():
-        _write(directory / FIGURES / f"{name}.json", text)
-    _write(directory / REPORT_MARKDOWN, render_markdown(page))
+        write_text_atomic(directory / FIGURES / f"{name}.json", text)
+    write_text_atomic(directory / REPORT_MARKDOWN, render_markdown(page))
     path = directory / REPORT_HTML
-    _write(path, render_html(page, library_script()))
+    write_text_atomic(path, render_html(page, library_script()))
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

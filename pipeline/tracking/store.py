@@ -5,7 +5,6 @@ What was not measured is absent from it.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,14 @@ from pydantic import (
 from pipeline.config.load import read_run
 from pipeline.config.schema import RunConfig
 from pipeline.errors import TrackingError
+from pipeline.tracking.atomic import write_text_atomic
 from pipeline.tracking.events import Event, read_events, surviving_events
 from pipeline.tracking.metrics import METRICS, check_metric
 
 SCHEMA_VERSION: Literal[1] = 1
+RUN_FILE = "run.yaml"
+PROBE_FILE = "probe.yaml"
+STUDY_FILE = "study.yaml"
 RESULT_FILE = "result.json"
 STOPPED_FILE = "stopped.json"
 
@@ -200,7 +203,7 @@ def write_json_atomic(path: Path, payload: Mapping[str, Any] | BaseModel) -> Non
     """Write a JSON file so that readers see the old content or all of the new, also after a crash.
 
     Args:
-        path: The file; a temporary file stands beside it while writing.
+        path: The file.
         payload: A mapping of plain values, or a model, whose None fields are left out.
 
     Raises:
@@ -212,20 +215,7 @@ def write_json_atomic(path: Path, payload: Mapping[str, Any] | BaseModel) -> Non
         text = json.dumps(payload, indent=2, allow_nan=False) + "\n"
     except (ValueError, TypeError) as exc:
         raise TrackingError(f"cannot write {path}: {exc}") from exc
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    write_text_atomic(path, text)
 
 
 def write_result(run_dir: Path, result: RunResult | ProbeResult) -> None:
@@ -279,7 +269,7 @@ def list_cells(root: Path) -> list[Cell]:
     """
     candidates = [root]
     if _cell_kind(root) is None:
-        parent = root / "runs" if (root / "study.yaml").exists() else root
+        parent = root / "runs" if (root / STUDY_FILE).exists() else root
         candidates = sorted(parent.iterdir()) if parent.is_dir() else []
     return [
         Cell(run_dir=path, kind=kind, verdict=read_verdict(path))
@@ -327,9 +317,9 @@ def read_probes(root: Path) -> list[ProbeResult]:
 
 
 def _cell_kind(path: Path) -> CellKind | None:
-    if (path / "probe.yaml").is_file():
+    if (path / PROBE_FILE).is_file():
         return "probe"
-    return "training" if (path / "run.yaml").is_file() else None
+    return "training" if (path / RUN_FILE).is_file() else None
 
 
 def _read_model(schema: type[ModelType], path: Path) -> ModelType:

@@ -1,8 +1,9 @@
 """A study runs each cell once, goes on after a failure, and refuses a foreign directory."""
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,23 @@ def test_an_unfinished_study_holds_no_result_that_a_watcher_could_take_for_its_e
     )
     assert seen[:-1] == [False] * (len(seen) - 1)
     assert path.exists()
+
+
+def test_a_reader_meets_every_config_whole(
+    study_config: StudyConfig, launcher: RecordingLauncher, prepared: Prepared
+) -> None:
+    """A file written by rename is a new one: a reader keeps what it opened."""
+    launcher.silent = tuple(NAMES)
+    run_study(study_config, launcher, prepare=prepared)
+    directory = directory_of(study_config)
+    paths = [directory / "study.yaml", *directory.glob("runs/*/*.yaml")]
+    assert len(paths) == 1 + len(NAMES)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(path.open("rb")) for path in paths]
+        run_study(study_config, launcher, prepare=prepared)
+        for path, stream in zip(paths, streams, strict=True):
+            assert os.fstat(stream.fileno()).st_nlink == 0, path
+    assert list(directory.rglob("*.tmp")) == []
 
 
 def test_a_moved_study_is_reported_where_it_stands(
