@@ -80,7 +80,7 @@ class Checkpointer:
         self._saved_step: int | None = None
 
     def save(self, engine: Engine, state: TrainState, attempt: int) -> Path:
-        """Write and commit a checkpoint, then remove those beyond `checkpoint.keep`.
+        """Write and commit a checkpoint, then remove later ones and those beyond `checkpoint.keep`.
 
         Args:
             engine: Whose state to save.
@@ -210,8 +210,12 @@ class Checkpointer:
             _discard(final)
         temporary.rename(final)
         sync_directory(self._root)
-        for old in list_checkpoints(self._run_dir)[self._run.checkpoint.keep :]:
-            _discard(old)
+        found = list_checkpoints(self._run_dir)
+        position = found.index(final)
+        # Newer ones were damaged, or restore would have taken them; counted, they would crowd out
+        # an intact one.
+        for checkpoint in [*found[:position], *found[position + self._run.checkpoint.keep :]]:
+            _discard(checkpoint)
 
     def _agree(self, action: Callable[[], Any]) -> list[Any]:
         """Run an action on every rank; give all results, or raise on every rank if one failed."""

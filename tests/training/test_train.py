@@ -287,6 +287,18 @@ def test_damaged_checkpoint_is_passed_over_and_named(two_ranks: RankPool, runs: 
         verify_checkpoint(checkpoint)
 
 
+def test_two_intact_checkpoints_stay_after_a_newer_one_was_passed_over(
+    two_ranks: RankPool, runs: Runs
+) -> None:
+    run_dir = runs.make("run", every_step("gpt", 1, checkpoint={"every_steps": 3}))
+    two_ranks.run(train_rank, run_dir, 9)
+    flip_a_byte(next(list_checkpoints(run_dir)[0].glob("exp_avg-*.safetensors")))
+    two_ranks.run(train_rank, run_dir, 7)
+    assert [p.name for p in list_checkpoints(run_dir)] == ["step-00000007", "step-00000006"]
+    for checkpoint in list_checkpoints(run_dir):
+        verify_checkpoint(checkpoint)
+
+
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
