@@ -2,9 +2,10 @@
 
 import statistics
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import psutil
 
@@ -67,49 +68,49 @@ class StepMeter:
         self._world_size = world_size
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
-        self._timings: list[StepTiming] = []
+        # Eight bytes a number: the medians of a long run need every step.
+        self._columns = {field.name: array("d") for field in fields(StepTiming)}
         self._logged = 0
 
     def add(self, timing: StepTiming) -> None:
         """Keep the timing of a step."""
-        self._timings.append(timing)
+        for name, value in asdict(timing).items():
+            self._columns[name].append(value)
 
     @property
     def num_steps(self) -> int:
         """Steps of this attempt, warm-up included."""
-        return len(self._timings)
+        return len(self._columns["step_seconds"])
 
     def window(self) -> dict[str, float]:
         """Give the medians of the steps since the last call, for a training event.
 
         The first window starts after the warm-up, unless it holds nothing else.
         """
-        fresh = self._timings[self._logged :]
-        warm = self._timings[max(self._logged, WARMUP_STEPS) :]
-        self._logged = len(self._timings)
-        return {name: spread.value for name, spread in self._summarise(warm or fresh).items()}
+        first, self._logged = self._logged, self.num_steps
+        if self.num_steps > WARMUP_STEPS:
+            first = max(first, WARMUP_STEPS)
+        return {name: spread.value for name, spread in self._summarise(first).items()}
 
     def summary(self) -> dict[str, Spread]:
         """Give the medians over all steps after the warm-up; empty when there are none."""
-        return self._summarise(self._timings[WARMUP_STEPS:])
+        return self._summarise(WARMUP_STEPS)
 
     def total_seconds(self, field: str) -> float:
         """Sum one field over all steps of the attempt, warm-up included."""
-        return float(sum(getattr(timing, field) for timing in self._timings))
+        return sum(self._columns[field])
 
-    def _summarise(self, timings: Sequence[StepTiming]) -> dict[str, Spread]:
-        if not timings:
+    def _summarise(self, first: int) -> dict[str, Spread]:
+        """Give the medians over the steps of the attempt from `first` on, counted from 0."""
+        if first >= self.num_steps:
             return {}
-        rates = [t.num_tokens / t.step_seconds for t in timings]
-        columns = {
+        measured = {name: column[first:] for name, column in self._columns.items()}
+        num_tokens = measured.pop("num_tokens")
+        rates = [n / s for n, s in zip(num_tokens, measured["step_seconds"], strict=True)]
+        columns: dict[str, Sequence[float]] = {
             "perf/tokens_per_second": rates,
             "perf/tokens_per_second_per_worker": [rate / self._world_size for rate in rates],
-            "perf/step_seconds": [t.step_seconds for t in timings],
-            "perf/forward_seconds": [t.forward_seconds for t in timings],
-            "perf/backward_seconds": [t.backward_seconds for t in timings],
-            "perf/optimizer_seconds": [t.optimizer_seconds for t in timings],
-            "perf/data_wait_seconds": [t.data_wait_seconds for t in timings],
-            "perf/slowest_rank_ratio": [t.slowest_rank_ratio for t in timings],
+            **{f"perf/{name}": column for name, column in measured.items()},
         }
         if self._peak_flops is not None:
             peak = self._peak_flops * self._world_size

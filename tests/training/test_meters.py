@@ -1,4 +1,5 @@
 import time
+import tracemalloc
 
 import psutil
 import pytest
@@ -56,6 +57,17 @@ def test_window_covers_the_steps_since_the_last_one() -> None:
     assert meter.window()["perf/step_seconds"] == 2.0
     meter.add(timing(5.0))
     assert meter.window()["perf/step_seconds"] == 5.0
+
+
+def test_a_long_run_keeps_a_few_numbers_a_step() -> None:
+    meter = StepMeter(1, 1e6, None)
+    tracemalloc.start()
+    for _ in range(10_000):
+        meter.add(timing(1.0))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Seven doubles, and the room that a growing array keeps.
+    assert held / 10_000 < 80
 
 
 def test_attempt_of_warmup_steps_only_has_no_summary() -> None:
