@@ -7,12 +7,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
-import ray
-import ray.train
-import ray.train.torch
-from ray.train import WorkerGroupError
+from typing import TYPE_CHECKING, Any
 
 from launch.environment import Accelerator, base_environment, environment_set
 from launch.local import verdict_of
@@ -23,6 +18,9 @@ from pipeline.config.cluster import ClusterConfig
 from pipeline.data.prepare import ray_session
 from pipeline.errors import LaunchError, PipelineError
 from pipeline.tracking.store import Verdict, clear_stopped, read_verdict
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 STORAGE = ".ray-train"
 START_SECONDS = 300
@@ -81,7 +79,10 @@ class RayLauncher:
 
     def _build_trainer(
         self, run_dir: Path, num_workers: int, stop_after_steps: int | None
-    ) -> "ray.train.torch.TorchTrainer":
+    ) -> "TorchTrainer":
+        import ray
+        import ray.train.torch
+
         resources = ray.cluster_resources()
         accelerator = choose_accelerator(self._cluster.accelerator, resources, num_workers)
         environment = base_environment(accelerator, self._cluster.threads_per_worker)
@@ -153,9 +154,7 @@ def worker_resources(
     return {"CPU": max(share, 0.01), **({"GPU": 1.0} if accelerator == "cuda" else {})}
 
 
-def _fit(
-    trainer: "ray.train.torch.TorchTrainer", run_dir: Path, end_early: Callable[[], bool]
-) -> None:
+def _fit(trainer: "TorchTrainer", run_dir: Path, end_early: Callable[[], bool]) -> None:
     """Run the trainer in a second thread, so that this one can turn signals into a stop request.
 
     Raises:
@@ -179,6 +178,8 @@ def _fit(
 
 def explain(error: BaseException, run_dir: Path) -> LaunchError:
     """Name the rank and the cause behind an error of Ray Train."""
+    from ray.train import WorkerGroupError
+
     if not isinstance(error, WorkerGroupError):
         return LaunchError(f"Ray Train could not run {run_dir.name}: {error}")
     rank, failure = next(iter(error.worker_failures.items()))
