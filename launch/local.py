@@ -4,11 +4,9 @@ A fork server loads torch, DeepSpeed and the training code a single time; every 
 is a fresh fork of it: state cannot leak from one run to the next, and a start costs milliseconds.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
@@ -23,6 +21,7 @@ from launch.environment import (
     nvidia_devices,
     rank_environment,
 )
+from launch.parent_death import signal_on_parent_death
 from launch.rank_logs import last_lines, log_path, redirect_output
 from launch.stopping import StopRequest, is_probe
 from launch.worker import exit_at_once
@@ -44,7 +43,6 @@ PRELOADED_ON_CPU = [
 
 GRACE_SECONDS = 2.0
 """How long the other ranks may take to fail by themselves after one of them failed."""
-SET_PARENT_DEATH_SIGNAL = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +139,8 @@ def become_rank(start: RankStart) -> None:
     """Turn a fork of the fork server into a rank; never returns."""
     # Ctrl-C reaches the whole foreground group; the launching process alone decides what it means.
     os.setsid()
-    if sys.platform == "linux":
-        # The fork server ends with the launching process, and no rank may outlive it.
-        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    # The fork server ends with the launching process, and no rank may outlive it.
+    signal_on_parent_death(signal.SIGKILL)
     redirect_output(log_path(Path(start.run_dir), start.rank))
     os.environ.update(start.environment)
     arguments = ["--run", start.run_dir]

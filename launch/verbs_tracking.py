@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from launch.options import AsJson, DryRun
+from launch.parent_death import signal_on_parent_death
 
 FOLLOW_SECONDS = 5.0
 Uri = Annotated[
@@ -36,6 +37,9 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Send what a directory holds to MLflow; a second time sends nothing."""
+    if while_process is not None:
+        # The parent holds this process still in timed cells, and may be killed in one.
+        signal_on_parent_death(signal.SIGCONT)
     from launch.display import Display
     from pipeline.errors import ConfigError
     from pipeline.tracking import mlflow_sync
@@ -53,6 +57,7 @@ def sync(
         display.answer(payload, [f"sent {num_points} metric points to {chosen}"])
         return
     is_told = _StopFlag(while_process)
+    display.say(f"following {directory}")
     is_complete = mlflow_sync.follow(
         directory,
         chosen,
