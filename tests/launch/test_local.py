@@ -53,6 +53,10 @@ def ranks_below(pid: int) -> list[int]:
     )
 
 
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
 def trains(run_dir: Path) -> bool:
     return any(event.kind == "train" for event in read_events(run_dir / "events.jsonl"))
 
@@ -158,7 +162,7 @@ def test_a_second_ctrl_c_ends_ranks_that_do_not_stop(tiny_run: Path) -> None:
         process.communicate(timeout=20)
     assert process.returncode == 130
     assert len(ranks) == 2
-    assert not any(psutil.pid_exists(rank) for rank in ranks)
+    wait_until(lambda: not any(map(is_alive, ranks)), timeout_seconds=5)
     assert read_verdict(run_dir) is None
     assert not (run_dir / STOP_FILE).exists()
 
