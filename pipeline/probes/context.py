@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config.explain import validate
-from pipeline.config.schema import RunConfig
-from pipeline.data.shards import ShardManifest, load_manifest
-from pipeline.errors import ConfigError
 from pipeline.probes.params import ProbeParams
 from pipeline.training.distributed import RankContext
 
@@ -34,15 +31,3 @@ class ProbeContext:
             ConfigError: A key is unknown or missing, or a value is illegal.
         """
         return validate(schema, dict(self.params), f"probe cell {self.run_dir.name}, params")
-
-
-def load_prepared(run: RunConfig) -> ShardManifest:
-    """Load the manifest that a resolved run names.
-
-    Raises:
-        ConfigError: The run names no prepared directory.
-        DataError: The directory is not prepared.
-    """
-    if run.data.prepared_dir is None:
-        raise ConfigError(f"run {run.name}: data.prepared_dir is not set; a study fills it in")
-    return load_manifest(run.data.prepared_dir)

@@ -9,10 +9,12 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
 from pipeline.data.shards import ShardSet
 from pipeline.models import build_model
-from pipeline.probes.context import ProbeContext, load_prepared
+from pipeline.probes.context import ProbeContext
 from pipeline.probes.params import ModelStateParams, at_stage
+from pipeline.tracking.store import PROBE_FILE
 from pipeline.training.distributed import gather_json
 from pipeline.training.engine import build_engine
+from pipeline.training.train import load_prepared
 
 
 def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, Any]]:
@@ -43,7 +45,7 @@ def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, 
 
 def _measure(run: RunConfig, context: ProbeContext) -> list[dict[str, Any]]:
     ranks = context.ranks
-    manifest = load_prepared(run)
+    manifest = load_prepared(run, context.run_dir / PROBE_FILE)
     model = build_model(run.model, manifest.vocab_size, run.seed)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     plan = plan_batches(run.train, ranks.world_size)

@@ -16,11 +16,13 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
 from pipeline.data.shards import ShardSet
 from pipeline.models import build_model
-from pipeline.probes.context import ProbeContext, load_prepared
+from pipeline.probes.context import ProbeContext
 from pipeline.probes.params import StepTimeParams, plan_arms
+from pipeline.tracking.store import PROBE_FILE
 from pipeline.training.device import synchronize
 from pipeline.training.distributed import RankContext, barrier
 from pipeline.training.engine import Engine, build_engine
+from pipeline.training.train import load_prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def _build_arms(
 ) -> list[Arm]:
     """Build one engine for all lengths of a family: weights and state do not depend on them."""
     context.on_event(f"build {label}")
-    manifest = load_prepared(run)
+    manifest = load_prepared(run, context.run_dir / PROBE_FILE)
     model = build_model(run.model, manifest.vocab_size, run.seed)
     engine = build_engine(model, run, plans[0], context.ranks)
     shards = ShardSet(manifest, "train")

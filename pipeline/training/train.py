@@ -9,7 +9,7 @@ from pipeline.data.loader import TokenLoader
 from pipeline.data.shards import ShardManifest, ShardSet, load_manifest
 from pipeline.errors import DataError
 from pipeline.models import build_model
-from pipeline.tracking.store import RunResult
+from pipeline.tracking.store import RUN_FILE, RunResult
 from pipeline.training.checkpoint import Checkpointer
 from pipeline.training.device import device_kind, peak_flops, reset_peak_memory
 from pipeline.training.distributed import start_distributed, stop_distributed
@@ -47,7 +47,7 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
     try:
         resident_bytes = reset_peak_memory(ranks.device)
         plan = check_run_on_cluster(run, ranks.world_size, device_kind(ranks.device))
-        manifest = load_prepared(run, run_dir)
+        manifest = load_prepared(run, run_dir / RUN_FILE)
         loader = TokenLoader(ShardSet(manifest, "train"), plan, ranks.rank, run.seed)
         evaluator = build_evaluator(run, ShardSet(manifest, "validation"), ranks)
         model = build_model(run.model, manifest.vocab_size, run.seed)
@@ -77,15 +77,19 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
         stop_distributed(ranks)
 
 
-def load_prepared(run: RunConfig, run_dir: Path) -> ShardManifest:
+def load_prepared(run: RunConfig, origin: Path) -> ShardManifest:
     """Load the manifest of the shards that a resolved run names.
+
+    Args:
+        run: The run.
+        origin: The file it stands in.
 
     Raises:
         DataError: The run names none, or they are not there; the message has the command to run.
     """
     if run.data.prepared_dir is None:
         raise DataError(
-            f"{run_dir / 'run.yaml'} names no prepared data: run `python -m launch prepare RUN` "
+            f"{origin} names no prepared data: run `python -m launch prepare RUN` "
             "and set data.prepared_dir to the directory it prints"
         )
     return load_manifest(run.data.prepared_dir)

@@ -8,10 +8,8 @@ import pytest
 import yaml
 
 from pipeline.config.load import load_study
-from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.probes import PROBES
-from pipeline.probes.context import load_prepared
 from pipeline.probes.execute import find_probe, run_probe
 from pipeline.probes.params import check_probe
 from pipeline.study.estimate import state_bytes_formula
@@ -118,14 +116,20 @@ def test_arguments_that_contradict_are_refused_on_every_rank(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("probe", "params", "is_named"),
+    [("model_state", {}, True), ("model_state", {}, False), ("step_time", STEP_TIME, False)],
+)
 def test_a_probe_without_prepared_text_names_what_is_missing(
-    two_ranks: RankPool, tmp_path: Path
+    two_ranks: RankPool, tmp_path: Path, probe: str, params: Any, is_named: bool
 ) -> None:
-    run_dir = write_probe(tmp_path / "empty", tmp_path / "nothing", "model_state", {})
+    prepared_dir = tmp_path / "nothing" if is_named else None
+    run_dir = write_probe(tmp_path / "empty", prepared_dir, probe, params)
     for error in two_ranks.run(probe_rank, run_dir):
         assert error is not None
         assert error.startswith(DataError.__name__)
         assert "launch prepare" in error
+        assert is_named or f"{run_dir / 'probe.yaml'} names no prepared data" in error
 
 
 def test_every_registered_probe_can_be_found() -> None:
@@ -136,12 +140,6 @@ def test_every_registered_probe_can_be_found() -> None:
 def test_an_unknown_probe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'step_tine' is not one of model_state, step_time"):
         find_probe("step_tine")
-
-
-def test_a_run_without_a_prepared_directory_is_refused(tmp_path: Path) -> None:
-    run = RunConfig.model_validate({"model": {"family": "gpt"}, "name": "lonely"})
-    with pytest.raises(ConfigError, match="run lonely: data.prepared_dir is not set"):
-        load_prepared(run)
 
 
 @pytest.mark.parametrize(
