@@ -40,6 +40,8 @@ ON_REQUEST = ("gpu", "medium", "bench", "long")
 """Markers whose tests run only when `-m` names them, whatever else it says."""
 
 ROOT = pytest.StashKey[Path]()
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+"""Programs that this machine lacks, to the number of tests that need them."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,9 +69,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     named = set(re.findall(r"\w+", config.option.markexpr))
     left_out = set(ON_REQUEST) - named
     dropped = [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]
+    lacking = config.stash.setdefault(LEFT_OUT, {})
+    for item in items:
+        if item not in dropped and (program := missing_program(item)) is not None:
+            lacking[program] = lacking.get(program, 0) + 1
+            dropped.append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
+
+
+def missing_program(item: pytest.Item) -> str | None:
+    """Name a program that a test needs and this machine lacks; in CI every test has to run."""
+    if os.environ.get("CI") == "true":
+        return None
+    needed = [program for mark in item.iter_markers("needs_program") for program in mark.args]
+    return next((program for program in needed if shutil.which(program) is None), None)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for program, number in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"{number} tests left out: {program} is not installed")
 
 
 @pytest.fixture(scope="session")

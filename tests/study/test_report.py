@@ -129,6 +129,7 @@ def test_names_from_a_config_cannot_become_markup(write_study: WriteStudy) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.needs_program("chromium")
 def test_a_browser_draws_every_chart_without_error_or_request(report: Path, tmp_path: Path) -> None:
     # The page's own policy forbids every request, and a forbidden one is an error on the console.
     assert "default-src 'none'" in report.read_text()[:400]
