@@ -15,11 +15,16 @@ from pipeline.config.explain import validate
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import ConfigDumper, apply_overrides, merge, read_yaml
+from pipeline.errors import ConfigError
 
 __all__ = [
+    "RUN_FILE", "STUDY_FILE",
     "apply_overrides", "build_run", "config_hash", "dump_yaml", "load_cluster", "load_run",
-    "load_study", "merge", "read_run", "read_yaml", "validate",
+    "load_study", "merge", "read_run", "read_study", "read_yaml", "validate",
 ]  # fmt: skip
+
+RUN_FILE = "run.yaml"
+STUDY_FILE = "study.yaml"
 
 PLACE_FIELDS = ("name", "output_dir", "tracking")
 """Run fields that say where results go, not what they are; left out of the config hash."""
@@ -93,7 +98,19 @@ def read_run(run_dir: Path) -> RunConfig:
     Raises:
         ConfigError: `run.yaml` is missing or does not hold a run config.
     """
-    return validate(RunConfig, read_yaml(run_dir / "run.yaml"), str(run_dir / "run.yaml"))
+    return validate(RunConfig, read_yaml(run_dir / RUN_FILE), str(run_dir / RUN_FILE))
+
+
+def read_study(study_dir: Path) -> StudyConfig:
+    """Read the resolved config of a study directory.
+
+    Raises:
+        ConfigError: `study.yaml` is missing or does not hold a study config.
+    """
+    path = study_dir / STUDY_FILE
+    if not path.exists():
+        raise ConfigError(f"{study_dir} is not a study directory: it holds no {STUDY_FILE}")
+    return validate(StudyConfig, read_yaml(path), str(path))
 
 
 def dump_yaml(config: BaseModel) -> str:

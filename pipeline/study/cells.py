@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.config.explain import validate
-from pipeline.config.load import config_hash, dump_yaml, read_run
+from pipeline.config.load import RUN_FILE, config_hash, dump_yaml, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.config.tree import ConfigDumper, read_yaml
 from pipeline.data.shards import ShardManifest
@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.study.plan import Cell, StudyPlan, TrainCell
 from pipeline.tracking.atomic import write_text_atomic
 from pipeline.tracking.environment import write_environment
-from pipeline.tracking.store import PROBE_FILE, RUN_FILE, read_result, read_verdict
+from pipeline.tracking.store import PROBE_FILE, read_result, read_verdict
 
 
 def write_cell(plan: StudyPlan, cell: Cell, manifest: ShardManifest) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.config.load import dump_yaml
+from pipeline.config.load import STUDY_FILE, dump_yaml
 from pipeline.config.schema import DataConfig
 from pipeline.config.study import StudyConfig
 from pipeline.data.checks import check_prepared
@@ -21,13 +21,12 @@ from pipeline.study.cells import refuse_other_study, write_cell
 from pipeline.study.outcome import StudyResult
 from pipeline.study.plan import Cell, ProbeCell, StudyPlan, plan_study
 from pipeline.study.progress import Progress, StudyEvent, phase_of
-from pipeline.study.records import read_study
+from pipeline.study.records import read_records
 from pipeline.study.report import write_report
 from pipeline.study.timeline import Outcome
 from pipeline.tracking.atomic import write_text_atomic
 from pipeline.tracking.store import (
     RESULT_FILE,
-    STUDY_FILE,
     Verdict,
     read_verdict,
     write_json_atomic,
@@ -126,7 +125,7 @@ def report_study(study_dir: Path, *, stopped: bool = False) -> StudyResult:
         DataError: The prepared text is gone.
         TrackingError: A result cannot be read.
     """
-    records = read_study(study_dir)
+    records = read_records(study_dir)
     result = analyze(records, stopped=stopped)
     write_report(result, records)
     write_json_atomic(study_dir / RESULT_FILE, asdict(result))

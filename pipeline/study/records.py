@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config.explain import validate
+from pipeline.config.load import read_study
 from pipeline.config.study import StudyConfig
-from pipeline.config.tree import read_yaml
 from pipeline.data.shards import ShardSet, load_manifest
-from pipeline.errors import ConfigError
 from pipeline.study.plan import StudyPlan, plan_study
 from pipeline.study.timeline import Step, list_failures, read_timeline
-from pipeline.tracking.store import STUDY_FILE, ProbeResult, RunRecord, read_probes, read_runs
+from pipeline.tracking.store import ProbeResult, RunRecord, read_probes, read_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,7 @@ class StudyRecords:
         return [self.runs[name] for name in names if name in self.runs]
 
 
-def read_study(study_dir: Path) -> StudyRecords:
+def read_records(study_dir: Path) -> StudyRecords:
     """Read a study from its directory; the directory may have been moved since it ran.
 
     Raises:
@@ -64,10 +62,7 @@ def read_study(study_dir: Path) -> StudyRecords:
         DataError: The prepared text that the runs were trained on is gone.
         TrackingError: A result cannot be read.
     """
-    path = study_dir / STUDY_FILE
-    if not path.exists():
-        raise ConfigError(f"{study_dir} is not a study directory: it holds no {STUDY_FILE}")
-    study = validate(StudyConfig, read_yaml(path), str(path))
+    study = read_study(study_dir)
     plan = replace(plan_study(study), directory=study_dir)
     planned = {cell.name for cell in plan.cells}
     runs = {r.run_dir.name: r for r in read_runs(study_dir) if r.run_dir.name in planned}

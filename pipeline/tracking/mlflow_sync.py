@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.load import read_run
+from pipeline.config.load import read_run, read_study
 from pipeline.errors import PipelineError
 from pipeline.tracking.mlflow_client import (
     artifact_root,
@@ -21,7 +21,7 @@ from pipeline.tracking.mlflow_client import (
 )
 from pipeline.tracking.mlflow_runs import PARENT_TAG, RunStore, read_state
 from pipeline.tracking.replica import Replica, ReplicaRun
-from pipeline.tracking.replica_study import plan_replicas, read_study
+from pipeline.tracking.replica_study import plan_replicas
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.load import read_yaml, validate
-from pipeline.config.study import StudyConfig
+from pipeline.config.load import STUDY_FILE, read_study
 from pipeline.errors import TrackingError
 from pipeline.tracking.metrics import check_metric
 from pipeline.tracking.notes import describe_study, describe_summary
@@ -42,22 +41,12 @@ def plan_replicas(root: Path, is_over: bool = False) -> list[Replica]:
         TrackingError: A result or an event log is malformed.
         ConfigError: A `run.yaml` or `study.yaml` is malformed.
     """
-    if (root / "study.yaml").exists():
+    if (root / STUDY_FILE).exists():
         return [_plan_study(root, is_over)]
-    studies = sorted(path.parent for path in root.glob("*/study.yaml"))
+    studies = sorted(path.parent for path in root.glob(f"*/{STUDY_FILE}"))
     children = tuple(plan_cells(list_cells(root), None, root, is_over))
     single = Replica(experiment=f"{EXPERIMENT_PREFIX}/runs", parent=None, children=children)
     return [single, *(_plan_study(path, is_over) for path in studies)]
-
-
-def read_study(study_dir: Path) -> StudyConfig:
-    """Read the resolved config of a study directory.
-
-    Raises:
-        ConfigError: `study.yaml` is missing or malformed.
-    """
-    path = study_dir / "study.yaml"
-    return validate(StudyConfig, read_yaml(path), str(path))
 
 
 def _plan_study(study_dir: Path, is_over: bool) -> Replica:

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.load import read_run
+from pipeline.config.load import RUN_FILE, STUDY_FILE, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.errors import TrackingError
 from pipeline.tracking.atomic import write_text_atomic
@@ -28,9 +28,7 @@ from pipeline.tracking.events import Event, read_events, surviving_events
 from pipeline.tracking.metrics import METRICS, check_metric
 
 SCHEMA_VERSION: Literal[1] = 1
-RUN_FILE = "run.yaml"
 PROBE_FILE = "probe.yaml"
-STUDY_FILE = "study.yaml"
 RESULT_FILE = "result.json"
 STOPPED_FILE = "stopped.json"
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from pipeline.config.cluster import check_run_on_cluster
-from pipeline.config.load import read_run
+from pipeline.config.load import RUN_FILE, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
 from pipeline.data.shards import ShardManifest, ShardSet, load_manifest
 from pipeline.errors import DataError
 from pipeline.models import build_model
-from pipeline.tracking.store import RUN_FILE, RunResult
+from pipeline.tracking.store import RunResult
 from pipeline.training.checkpoint import Checkpointer
 from pipeline.training.device import device_kind, peak_flops, reset_peak_memory
 from pipeline.training.distributed import start_distributed, stop_distributed

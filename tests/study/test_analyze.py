@@ -13,7 +13,7 @@ import yaml
 from pipeline.errors import ConfigError
 from pipeline.study.analyze import analyze
 from pipeline.study.execute import report_study
-from pipeline.study.records import entropy_nats, measure_unigram, read_study
+from pipeline.study.records import entropy_nats, measure_unigram, read_records
 from pipeline.study.series import bin_positions, by_world_size, loss_curve, step_times
 from pipeline.tracking.metrics import METRICS
 from tests.study.conftest import GAP_NATS, LENGTHS, NUM_STEPS, StudyOnDisk, loss_at
@@ -22,7 +22,7 @@ WriteStudy = Callable[..., StudyOnDisk]
 
 
 def test_a_complete_study_finds_the_differences_that_were_put_in(write_study: WriteStudy) -> None:
-    result = analyze(read_study(write_study().directory))
+    result = analyze(read_records(write_study().directory))
     assert result.status == "complete"
     assert result.missing == {}
     (comparison,) = result.comparisons
@@ -55,13 +55,13 @@ def test_families_compare_with_the_reference_of_the_match(write_study: WriteStud
 
 
 def test_a_difference_below_the_published_noise_is_a_tie(write_study: WriteStudy) -> None:
-    result = analyze(read_study(write_study(gap_nats=0.03).directory))
+    result = analyze(read_records(write_study(gap_nats=0.03).directory))
     assert result.comparisons[0].is_tie
     assert "call it a tie" in result.headline[0]
 
 
 def test_several_seeds_give_intervals_of_paired_differences(write_study: WriteStudy) -> None:
-    result = analyze(read_study(write_study(gap_nats=0.3, seeds=(0, 1, 2)).directory))
+    result = analyze(read_records(write_study(gap_nats=0.3, seeds=(0, 1, 2)).directory))
     (comparison,) = result.comparisons
     # Differences 0.3, 0.4, 0.5: standard deviation 0.1, t(0.975, 2) = 4.3027.
     assert comparison.loss_difference.value == pytest.approx(0.4)
@@ -75,7 +75,7 @@ def test_a_small_difference_whose_interval_excludes_zero_is_no_tie(
     write_study: WriteStudy,
 ) -> None:
     study = write_study(gap_nats=0.03, seed_nats=0.001, seeds=(0, 1, 2))
-    result = analyze(read_study(study.directory))
+    result = analyze(read_records(study.directory))
     assert result.comparisons[0].loss_difference.value == pytest.approx(0.031)
     assert not result.comparisons[0].is_tie
     # t(0.975, 2) * 0.001 / sqrt(3) = 0.0025.
@@ -84,7 +84,7 @@ def test_a_small_difference_whose_interval_excludes_zero_is_no_tie(
 
 
 def test_a_slope_over_positions_has_its_interval_over_the_seeds(write_study: WriteStudy) -> None:
-    result = analyze(read_study(write_study(seeds=(0, 1, 2)).directory))
+    result = analyze(read_records(write_study(seeds=(0, 1, 2)).directory))
     slopes = {family.label: family.position_slope for family in result.families}
     assert slopes["gpt"] is not None
     assert slopes["gpt"].half_width == pytest.approx(0.0, abs=1e-9)
@@ -102,7 +102,7 @@ def test_a_slope_over_positions_has_its_interval_over_the_seeds(write_study: Wri
 
 def test_one_seed_gives_no_verdict_about_context(write_study: WriteStudy) -> None:
     # Under seed 1 the positions lie exactly on lines of slopes -0.10 and -0.11.
-    result = analyze(read_study(write_study(seeds=(1,)).directory))
+    result = analyze(read_records(write_study(seeds=(1,)).directory))
     difference = result.comparisons[0].position_slope_difference
     assert difference is not None
     assert difference.excludes_zero
@@ -127,7 +127,7 @@ def test_families_on_samples_of_two_lengths_have_no_common_positions(
 
 
 def test_a_difference_whose_interval_covers_zero_is_a_tie(write_study: WriteStudy) -> None:
-    result = analyze(read_study(write_study(gap_nats=0.0, seeds=(0, 1, 2)).directory))
+    result = analyze(read_records(write_study(gap_nats=0.0, seeds=(0, 1, 2)).directory))
     assert result.comparisons[0].loss_difference.value == pytest.approx(0.1)
     assert result.comparisons[0].is_tie
     assert "covers zero" in result.headline[0]
@@ -139,7 +139,7 @@ def test_a_family_that_left_the_study_leaves_its_results_too(write_study: WriteS
     tree = yaml.safe_load(path.read_text())
     del tree["families"]["lstm_attention"]
     path.write_text(yaml.safe_dump(tree))
-    result = analyze(read_study(study.directory))
+    result = analyze(read_records(study.directory))
     assert [family.label for family in result.families] == ["gpt"]
     assert result.status == "complete"
     assert result.comparisons == []
@@ -147,7 +147,7 @@ def test_a_family_that_left_the_study_leaves_its_results_too(write_study: WriteS
 
 
 def test_a_missing_cell_makes_the_study_partial_and_is_named(write_study: WriteStudy) -> None:
-    result = analyze(read_study(write_study(without=("lstm_attention-seed0",)).directory))
+    result = analyze(read_records(write_study(without=("lstm_attention-seed0",)).directory))
     assert result.status == "partial"
     assert result.missing == {"lstm_attention-seed0": "rank 1 was killed"}
     family = next(f for f in result.families if f.label == "lstm_attention")
@@ -161,7 +161,7 @@ def test_a_study_without_any_result_is_partial_and_finds_nothing(write_study: Wr
     names = tuple(cell.name for cell in study.plan.cells)
     for name in names:
         (study.directory / "runs" / name / "result.json").unlink()
-    result = analyze(read_study(study.directory))
+    result = analyze(read_records(study.directory))
     assert result.status == "partial"
     assert set(result.missing) == set(names)
     assert result.headline == []
@@ -170,7 +170,7 @@ def test_a_study_without_any_result_is_partial_and_finds_nothing(write_study: Wr
 
 def test_a_family_above_the_unigram_entropy_fails_the_study(write_study: WriteStudy) -> None:
     study = write_study(gap_nats=5.0)
-    result = analyze(read_study(study.directory))
+    result = analyze(read_records(study.directory))
     assert result.status == "failed"
     failed = [check for check in result.checks if not check.passed]
     assert [check.name for check in failed] == ["lstm_attention_beats_unigram"]
@@ -192,7 +192,7 @@ def test_the_entropy_of_equal_counts_is_the_logarithm_of_their_number() -> None:
 
 
 def test_the_wall_time_is_split_into_steps_and_the_rest(write_study: WriteStudy) -> None:
-    wall = analyze(read_study(write_study().directory)).wall_time
+    wall = analyze(read_records(write_study().directory)).wall_time
     # Five cells of 30 s; two runs with 20 s of steps; 0.2 s of warm-up for each of the 8 arms.
     assert wall.total_seconds == pytest.approx(150.0)
     assert wall.training_step_seconds == pytest.approx(40.0)
@@ -203,7 +203,7 @@ def test_the_wall_time_is_split_into_steps_and_the_rest(write_study: WriteStudy)
 
 
 def test_summaries_use_known_metrics_and_their_own_axes(write_study: WriteStudy) -> None:
-    result = analyze(read_study(write_study().directory))
+    result = analyze(read_records(write_study().directory))
     points = result.summaries["gpt"]
     assert {point.metric for point in points} <= METRICS.keys()
     times = {p.step: p.value for p in points if p.metric == "scaling/step_seconds"}
@@ -215,14 +215,14 @@ def test_summaries_use_known_metrics_and_their_own_axes(write_study: WriteStudy)
 
 def test_every_scaling_metric_has_points_in_the_summary(write_study: WriteStudy) -> None:
     study = write_study(timed_workers=(1, 2))
-    points = analyze(read_study(study.directory)).summaries["lstm_attention"]
+    points = analyze(read_records(study.directory)).summaries["lstm_attention"]
     assert {p.metric for p in points} == {name for name in METRICS if name.startswith("scaling/")}
     axes = [(point.metric, point.step) for point in points]
     assert len(axes) == len(set(axes))
 
 
 def test_step_times_of_several_world_sizes_stay_apart(write_study: WriteStudy) -> None:
-    both = analyze(read_study(write_study(timed_workers=(1, 2)).directory))
+    both = analyze(read_records(write_study(timed_workers=(1, 2)).directory))
     points = both.summaries["gpt"]
     times = {p.step: p.value for p in points if p.metric == "scaling/step_seconds"}
     # On two ranks 0.1 s at 32 tokens, and the median of the rounds' 1 to 1.05 times that.
@@ -237,8 +237,8 @@ def test_step_times_of_several_world_sizes_stay_apart(write_study: WriteStudy) -
 def test_the_finding_about_step_time_is_that_of_the_largest_world_size(
     write_study: WriteStudy,
 ) -> None:
-    one = analyze(read_study(write_study(timed_workers=(2,)).directory))
-    both = analyze(read_study(write_study(timed_workers=(1, 2)).directory))
+    one = analyze(read_records(write_study(timed_workers=(2,)).directory))
+    both = analyze(read_records(write_study(timed_workers=(1, 2)).directory))
     assert both.headline == one.headline
     (finding,) = [line for line in both.headline if line.startswith("Sequence length")]
     assert "on 2 ranks" in finding
@@ -250,7 +250,7 @@ def test_the_finding_about_step_time_is_that_of_the_largest_world_size(
 def test_world_sizes_compare_at_the_longest_common_length_with_equal_steps(
     write_study: WriteStudy,
 ) -> None:
-    records = read_study(write_study(timed_workers=(1, 2)).directory)
+    records = read_records(write_study(timed_workers=(1, 2)).directory)
     times = [t for t in step_times(records.probes.values()) if t.label == "gpt"]
     partly = [t for t in times if t.world_size == 2 or t.sequence_tokens <= 64]
     assert [(t.world_size, t.sequence_tokens) for t in by_world_size(partly)] == [(1, 64), (2, 64)]
@@ -262,7 +262,7 @@ def test_world_sizes_compare_at_the_longest_common_length_with_equal_steps(
 def test_validation_curves_have_tokens_and_seconds_though_events_state_none(
     write_study: WriteStudy,
 ) -> None:
-    records = read_study(write_study().directory)
+    records = read_records(write_study().directory)
     curve = loss_curve(records.runs["gpt-seed0"], "eval")
     assert curve.steps == [10, 20, 30, 40]
     assert curve.tokens == [2560.0, 5120.0, 7680.0, 10240.0]
@@ -286,4 +286,4 @@ def test_bins_of_positions_cover_every_position_once() -> None:
 
 def test_a_directory_that_is_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no study\.yaml"):
-        read_study(tmp_path)
+        read_records(tmp_path)
