@@ -15,11 +15,20 @@ from typing import Any, Self
 from pipeline.config.load import config_hash
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.tracking.events import Event, EventKind, EventWriter, next_attempt, read_events
+from pipeline.tracking.events import (
+    Event,
+    EventKind,
+    EventWriter,
+    next_attempt,
+    read_events,
+    surviving_events,
+)
 from pipeline.training.distributed import RankContext, gather_json
 from pipeline.training.meters import HostMonitor
 
 EVENTS = "events.jsonl"
+ACCOUNT = "spent_seconds"
+"""Field of an event: wall time of all attempts by what it went into, as `spent_seconds` gives."""
 
 
 class Journal:
@@ -38,9 +47,11 @@ class Journal:
         """
         earlier = read_events(run_dir / EVENTS)
         _check_same_config(earlier, run, run_dir)
-        found = [next_attempt(run_dir / EVENTS), _seconds_so_far(earlier)]
-        self.attempt, self.seconds_before = gather_json(found, ranks)[0]
-        """Number of this attempt from 1, and wall time of the earlier ones in seconds."""
+        self.attempt: int = gather_json(next_attempt(run_dir / EVENTS), ranks)[0]
+        """Number of this attempt, from 1."""
+        self.spent_before: dict[str, float] = {}
+        """Seconds of the earlier attempts, up to their last accounts, by what they went into."""
+        self._earlier = earlier
         host = socket.gethostname()
         is_first = gather_json(host, ranks).index(host) == ranks.rank
         self._monitor = HostMonitor() if is_first else None
@@ -52,6 +63,17 @@ class Journal:
         if is_first:
             path = run_dir / f"events.{host}.jsonl"
             self._host_log = self._stack.enter_context(EventWriter(path, self.attempt))
+
+    def continue_from(self, step: int) -> None:
+        """Take over the account of earlier attempts; what they trained after `step` is lost."""
+        accounts = [e for e in self._earlier if ACCOUNT in e.values]
+        if not accounts:
+            return
+        kept = [e for e in surviving_events(accounts) if e.step <= step]
+        spent = dict(accounts[-1].values[ACCOUNT])
+        kept_seconds = kept[-1].values[ACCOUNT]["train"] if kept else 0.0
+        spent["lost"] = spent.get("lost", 0.0) + spent["train"] - kept_seconds
+        self.spent_before = {**spent, "train": kept_seconds}
 
     def write(self, kind: EventKind, step: int, values: Mapping[str, Any]) -> None:
         """Append an event to the run's log, on rank 0."""
@@ -82,8 +104,3 @@ def _check_same_config(earlier: list[Event], run: RunConfig, run_dir: Path) -> N
             f"{run_dir} holds a run of another config than its run.yaml; "
             "give the changed run a name of its own"
         )
-
-
-def _seconds_so_far(earlier: list[Event]) -> float:
-    seconds = [e.metrics["progress/seconds"] for e in earlier if "progress/seconds" in e.metrics]
-    return max(seconds, default=0.0)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
@@ -12,7 +13,7 @@ from pipeline.training.distributed import RankContext, gather_json, sum_over_ran
 from pipeline.training.engine import Engine, StepOutcome
 from pipeline.training.evaluation import EvalOutcome, Evaluator
 from pipeline.training.guard import count_skip
-from pipeline.training.journal import Journal
+from pipeline.training.journal import ACCOUNT, Journal
 from pipeline.training.meters import StepMeter, StepTiming, WallClock, busy_seconds
 from pipeline.training.schedule import learning_rate
 from pipeline.training.stopping import REASONS, StopWatch, first_reason
@@ -139,7 +140,8 @@ def log_step(
     """Write a training event, with the largest memory of any rank; collective."""
     memory = gather_json(peak_memory(training.ranks.device), training.ranks)
     tokens = state.step * training.run.train.global_batch_tokens
-    values = {
+    spent = spent_seconds(training)
+    values: dict[str, Any] = {
         "train/loss": outcome.loss,
         "train/grad_norm": outcome.grad_norm,
         "train/learning_rate": rate,
@@ -147,8 +149,9 @@ def log_step(
         **{name: max(rank[name] for rank in memory) for name in memory[0]},
         "progress/tokens": tokens,
         "progress/flops": tokens * training.flops_per_token,
-        "progress/seconds": training.journal.seconds_before + training.clock.seconds,
+        "progress/seconds": spent["wall"],
         "progress/attempt": training.journal.attempt,
+        ACCOUNT: spent,
     }
     if agreement.text_bytes > 0:
         bits = outcome.text_loss_sum / math.log(2)
@@ -171,8 +174,25 @@ def save(training: Training, state: TrainState) -> None:
     begin = time.perf_counter()
     with training.clock.phase("checkpoint"):
         path = training.checkpointer.save(training.engine, state, training.journal.attempt)
-    values = {"name": path.name, "seconds": time.perf_counter() - begin}
+    seconds = time.perf_counter() - begin
+    values = {"name": path.name, "seconds": seconds, ACCOUNT: spent_seconds(training)}
     training.journal.write("checkpoint", state.step, values)
+
+
+def spent_seconds(training: Training) -> dict[str, float]:
+    """Split the wall time of all attempts so far by what it went into.
+
+    Returns:
+        Seconds in `train` (steps that the run kept), `lost` (steps that a later attempt took
+        again), `data_wait`, the phases of the clock, `other`, and `wall`, their sum.
+    """
+    spent = training.clock.spent()
+    waiting = training.meter.total_seconds("data_wait_seconds")
+    steps = training.meter.total_seconds("step_seconds") - waiting
+    other = max(0.0, spent["other"] - steps - waiting)
+    spent |= {"train": steps, "data_wait": waiting, "other": other}
+    before = training.journal.spent_before
+    return {name: spent.get(name, 0.0) + before.get(name, 0.0) for name in {**spent, **before}}
 
 
 def _is_due(every_steps: int | None, step: int) -> bool:

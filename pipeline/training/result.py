@@ -28,8 +28,8 @@ from pipeline.training.checkpoint import TrainState
 from pipeline.training.device import device_name, peak_memory
 from pipeline.training.distributed import barrier, gather_json
 from pipeline.training.evaluation import EvalOutcome
-from pipeline.training.journal import EVENTS
-from pipeline.training.loop import Training, evaluate
+from pipeline.training.journal import ACCOUNT, EVENTS
+from pipeline.training.loop import Training, evaluate, spent_seconds
 
 
 def finished_result(run_dir: Path, run: RunConfig) -> RunResult | None:
@@ -69,6 +69,7 @@ def begin(
         restored = training.checkpointer.restore(training.engine, passed_over.append)
     state = restored or TrainState()
     training.loader.load_state(state.loader)
+    training.journal.continue_from(state.step)
     values = {
         "config_hash": config_hash(run),
         "data_fingerprint": manifest.fingerprint,
@@ -89,7 +90,8 @@ def begin(
 def end_early(run_dir: Path, training: Training, state: TrainState, reason: str) -> None:
     """Write `stopped.json` on rank 0, once the checkpoint stands; every rank waits for it."""
     if training.ranks.rank == 0:
-        training.journal.write("stop", state.step, {"reason": reason})
+        values = {"reason": reason, ACCOUNT: spent_seconds(training)}
+        training.journal.write("stop", state.step, values)
         write_stopped(run_dir, state.step, reason)
     barrier(training.ranks)
 
@@ -117,16 +119,17 @@ def finish(
     mine = asdict(training.engine.state_bytes()) if training.meter.num_steps else None
     state_bytes = [rank for rank in gather_json(mine, ranks) if rank is not None]
     memory = gather_json(peak_memory(ranks.device), ranks)
-    metrics = _metrics(training, state, final, state_bytes, memory)
+    spent = spent_seconds(training)
+    metrics = _metrics(training, state, final, spent, state_bytes, memory)
     written: Any = None
     if ranks.rank == 0:
         values = {name: metric.value for name, metric in metrics.items()}
-        training.journal.write("finish", state.step, values)
+        training.journal.write("finish", state.step, {**values, ACCOUNT: spent})
         facts = {
             "metrics": metrics,
             "per_position_loss": final.per_position_loss,
             "model_state_bytes": [RankStateBytes(**rank) for rank in state_bytes] or None,
-            "goodput": {f"{k}_seconds": v for k, v in _spent(training).items()},
+            "goodput": {f"{k}_seconds": v for k, v in spent.items()},
         }
         result = _build_result(run_dir, training, state, manifest, facts)
         write_result(run_dir, result)
@@ -134,32 +137,24 @@ def finish(
     return RunResult.model_validate(gather_json(written, ranks)[0])
 
 
-def _spent(training: Training) -> dict[str, float]:
-    """Split this attempt's wall time; loader and steps come from the meter."""
-    spent = training.clock.spent()
-    waiting = training.meter.total_seconds("data_wait_seconds")
-    steps = training.meter.total_seconds("step_seconds") - waiting
-    other = max(0.0, spent["other"] - steps - waiting)
-    return {**spent, "train": steps, "data_wait": waiting, "other": other}
-
-
 def _metrics(
     training: Training,
     state: TrainState,
     final: EvalOutcome,
+    spent: dict[str, float],
     state_bytes: list[dict[str, int]],
     memory: list[dict[str, float]],
 ) -> dict[str, MetricValue]:
     ranks = training.ranks
     tokens = state.step * training.run.train.global_batch_tokens
-    spent = _spent(training)
     values: dict[str, float] = {
         "progress/tokens": tokens,
         "progress/flops": tokens * training.flops_per_token,
-        "progress/seconds": training.journal.seconds_before + spent["wall"],
+        "progress/seconds": spent["wall"],
         "progress/attempt": training.journal.attempt,
-        "perf/goodput_fraction": spent["train"] / spent["wall"],
     }
+    if spent["train"] > 0.0:
+        values["perf/goodput_fraction"] = spent["train"] / spent["wall"]
     metrics = {name: measured(name, value) for name, value in values.items()}
     for name, value in final.metrics.items():
         metrics[name] = measured(name, value, num=final.num_tokens)

@@ -1,8 +1,11 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.training.cases import write_prepared
 from tests.training.rank_pool import RankPool
+from tests.training.runs import Runs
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +20,13 @@ def one_rank() -> Iterator[RankPool]:
     pool = RankPool(1)
     yield pool
     pool.stop()
+
+
+@pytest.fixture(scope="session")
+def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prepared(tmp_path_factory.mktemp("data") / "prepared")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, prepared_dir: Path) -> Runs:
+    return Runs(tmp_path, prepared_dir)

@@ -1,66 +1,34 @@
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config.schema import RunConfig
 from pipeline.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
-    PipelineError,
     TrainingDiverged,
 )
-from pipeline.tracking.events import Event, read_events, surviving_events
+from pipeline.tracking.events import read_events
 from pipeline.tracking.store import RunResult, read_result, read_verdict
-from pipeline.training.checkpoint_files import list_checkpoints, verify_checkpoint
 from pipeline.training.distributed import RankContext
-from pipeline.training.train import train
 from tests.training.cases import GLOBAL_BATCH_SAMPLES, SEQUENCE_TOKENS, small_run, write_prepared
 from tests.training.cases import write_run as write_run_dir
 from tests.training.rank_pool import RankPool
+from tests.training.runs import (
+    HALF,
+    NUM_STEPS,
+    Runs,
+    every_step,
+    lineage,
+    losses,
+    manifest_of,
+    train_rank,
+)
 
 pytestmark = pytest.mark.slow
-NUM_STEPS = 12
-HALF = 6
-
-
-def train_rank(ranks: RankContext, run_dir: Path, stop_after_steps: int | None = None) -> Any:
-    """Train in a group that exists already, as under Ray; give the result or our own error."""
-    try:
-        return train(run_dir, stop_after_steps)
-    except PipelineError as exc:
-        return exc
-
-
-@pytest.fixture(scope="module")
-def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_prepared(tmp_path_factory.mktemp("data") / "prepared")
-
-
-@dataclass(frozen=True)
-class Runs:
-    root: Path
-    prepared_dir: Path
-
-    def make(self, name: str, run: RunConfig) -> Path:
-        return write_run_dir(self.root / name, self.prepared_dir, run)
-
-
-@pytest.fixture
-def runs(tmp_path: Path, prepared_dir: Path) -> Runs:
-    return Runs(tmp_path, prepared_dir)
-
-
-def every_step(family: str, stage: int, **fields: Any) -> RunConfig:
-    batch_tokens = GLOBAL_BATCH_SAMPLES * SEQUENCE_TOKENS
-    train = {"total_tokens": NUM_STEPS * batch_tokens, "optimizer": {"learning_rate": 3e-3}}
-    fields = {"eval": {"every_steps": 5}, "tracking": {"log_every_steps": 1}} | fields
-    return small_run(family, stage, train=train, **fields)
 
 
 @pytest.mark.parametrize("stage", [0, 2])
@@ -71,14 +39,6 @@ def test_bf16_run_resumes_bit_for_bit_as_well(two_ranks: RankPool, runs: Runs, s
     two_ranks.run(train_rank, halves, HALF)
     two_ranks.run(train_rank, halves)
     assert losses(halves) == losses(whole)
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    return {e.step: e.values["train/loss"] for e in lineage(run_dir) if e.kind == "train"}
-
-
-def lineage(run_dir: Path) -> list[Event]:
-    return surviving_events(read_events(run_dir / "events.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -105,10 +65,6 @@ def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     assert resumed[0].per_position_loss == read_result(whole).per_position_loss
     hashes = [{f.name: f.sha256 for f in manifest_of(d).files} for d in (whole, halves)]
     assert hashes[0] == hashes[1]
-
-
-def manifest_of(run_dir: Path) -> Any:
-    return verify_checkpoint(list_checkpoints(run_dir)[0])
 
 
 def test_run_that_moves_to_another_stage_and_world_size_stays_on_its_curve(
@@ -186,28 +142,6 @@ def test_diverging_run_ends_with_its_steps_skipped_and_no_result(
     assert manifest_of(run_dir).skipped_in_a_row == 2
 
 
-def test_finished_run_is_not_trained_again(two_ranks: RankPool, runs: Runs) -> None:
-    run_dir = runs.make("run", every_step("gpt", 0))
-    first = two_ranks.run(train_rank, run_dir)
-    before = (run_dir / "events.jsonl").read_bytes()
-    assert two_ranks.run(train_rank, run_dir) == first
-    assert (run_dir / "events.jsonl").read_bytes() == before
-
-
-def test_lost_result_is_written_again_from_the_last_checkpoint(
-    two_ranks: RankPool, runs: Runs
-) -> None:
-    run_dir = runs.make("run", every_step("gpt", 3))
-    first = two_ranks.run(train_rank, run_dir)[0]
-    (run_dir / "result.json").unlink()
-    second = two_ranks.run(train_rank, run_dir)[0]
-    assert second.per_position_loss == first.per_position_loss
-    assert (second.steps, second.attempts) == (NUM_STEPS, 2)
-    # No step was taken, so what a step measures is absent and not invented.
-    assert second.model_state_bytes is None
-    assert "perf/step_seconds" not in second.metrics
-
-
 def test_stop_file_stops_all_ranks_with_a_checkpoint(two_ranks: RankPool, runs: Runs) -> None:
     run_dir = runs.make("run", every_step("gpt", 2))
     (run_dir / "stop.request").touch()
@@ -265,52 +199,6 @@ def test_signal_during_the_final_evaluation_lets_the_run_complete(
     results = two_ranks.run(signal_after_last_step, run_dir)
     assert (run_dir / "in-time").exists()
     assert results[0] == results[1] == read_result(run_dir)
-
-
-def test_damaged_checkpoint_is_passed_over_and_named(two_ranks: RankPool, runs: Runs) -> None:
-    run = every_step("gpt", 1, checkpoint={"every_steps": 3})
-    whole, halves = runs.make("whole", run), runs.make("halves", run)
-    two_ranks.run(train_rank, whole)
-    two_ranks.run(train_rank, halves, 9)
-    newest, older = list_checkpoints(halves)
-    assert [newest.name, older.name] == ["step-00000009", "step-00000006"]
-    damaged = sorted(newest.glob("exp_avg-*.safetensors"))[1]
-    flip_a_byte(damaged)
-
-    two_ranks.run(train_rank, halves)
-    resume = next(e for e in read_events(halves / "events.jsonl") if e.kind == "resume")
-    assert resume.step == 6
-    assert damaged.name in resume.values["passed_over"][0]
-    assert losses(halves) == losses(whole)
-    assert [p.name for p in list_checkpoints(halves)] == ["step-00000012", "step-00000009"]
-    for checkpoint in list_checkpoints(halves):
-        verify_checkpoint(checkpoint)
-
-
-def test_two_intact_checkpoints_stay_after_a_newer_one_was_passed_over(
-    two_ranks: RankPool, runs: Runs
-) -> None:
-    run_dir = runs.make("run", every_step("gpt", 1, checkpoint={"every_steps": 3}))
-    two_ranks.run(train_rank, run_dir, 9)
-    flip_a_byte(next(list_checkpoints(run_dir)[0].glob("exp_avg-*.safetensors")))
-    two_ranks.run(train_rank, run_dir, 7)
-    assert [p.name for p in list_checkpoints(run_dir)] == ["step-00000007", "step-00000006"]
-    for checkpoint in list_checkpoints(run_dir):
-        verify_checkpoint(checkpoint)
-
-
-def flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def test_resume_without_an_intact_checkpoint_is_an_error(two_ranks: RankPool, runs: Runs) -> None:
-    run_dir = runs.make("run", every_step("gpt", 1))
-    two_ranks.run(train_rank, run_dir, 3)
-    (list_checkpoints(run_dir)[0] / "manifest.json").unlink()
-    errors = two_ranks.run(train_rank, run_dir)
-    assert all(isinstance(e, CheckpointError) and "none is intact" in str(e) for e in errors)
 
 
 @pytest.mark.parametrize("stop_after_steps", [3, None], ids=["stopped", "finished"])
