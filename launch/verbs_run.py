@@ -42,9 +42,12 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one run; the same command again goes on from its newest checkpoint."""
+    from contextlib import ExitStack
+
     from launch import build_launcher
     from launch.display import Display, WatchedLauncher
     from launch.run_dirs import init_run
+    from launch.run_lock import alone_in
     from launch.stopping import StopRequest
     from launch.sync_process import syncing
     from pipeline.tracking.mlflow_sync import resolve_uri
@@ -71,7 +74,10 @@ def train(
         f"training {request.run.name}: {num_workers} ranks, "
         f"{request.run.train.total_steps} steps, logs in {run_dir}/rank-0.log"
     )
-    with stop.listening(), syncing(run_dir, resolve_uri(run_dir, None), display.say):
+    with ExitStack() as stack:
+        stack.enter_context(alone_in(run_dir))
+        stack.enter_context(stop.listening())
+        stack.enter_context(syncing(run_dir, resolve_uri(run_dir, None), display.say))
         verdict = starter.run(run_dir, num_workers=num_workers, stop_after_steps=stop_after_steps)
     answer_run(display, run_dir, verdict)
     if verdict == "stopped":

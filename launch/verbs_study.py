@@ -115,6 +115,7 @@ def execute(
     """Run a study with its events replayed to MLflow beside it."""
     from contextlib import ExitStack
 
+    from launch.run_lock import alone_in
     from launch.sync_process import syncing
     from pipeline.data.prepare import prepare, ray_session
     from pipeline.study.execute import run_study
@@ -136,6 +137,7 @@ def execute(
     with ExitStack() as stack:
         if loaded.cluster.launcher == "ray":
             stack.enter_context(ray_session(loaded.cluster.ray_address, loaded.cluster.num_workers))
+        stack.enter_context(alone_in(plan.directory))
         stack.enter_context(stop.listening())
         process = stack.enter_context(syncing(plan.directory, uri, display.say))
         return run_study(
