@@ -33,6 +33,21 @@ def detect_accelerator(choice: Literal["auto", "cpu", "cuda"] = "auto") -> Accel
     return "cuda" if nvidia_devices() else "cpu"
 
 
+def expected_accelerator(
+    launcher: str, choice: Literal["auto", "cpu", "cuda"]
+) -> Accelerator | None:
+    """Tell what ranks will compute on, as far as this machine can know before they start.
+
+    Args:
+        launcher: `cluster.launcher`.
+        choice: `cluster.accelerator`.
+
+    Returns:
+        None where the ranks run on other machines and take what is there; they check it themselves.
+    """
+    return None if launcher != "local" and choice == "auto" else detect_accelerator(choice)
+
+
 def nvidia_devices() -> list[str]:
     """Give the NVIDIA devices of this machine: device files, else what nvidia-smi lists."""
     files = sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))

@@ -120,17 +120,17 @@ def describe(request: RunRequest, on_event: Callable[[str], None]) -> dict[str, 
     Raises:
         ConfigError: Batches do not divide over the ranks, or the device cannot run the precision.
     """
-    from launch.environment import detect_accelerator
+    from launch.environment import expected_accelerator
     from launch.run_dirs import check_owner, run_dir_of
     from pipeline.config.cluster import check_run_on_cluster
 
     run, cluster = request.run, request.cluster
-    accelerator = detect_accelerator(cluster.accelerator)
-    batches = check_run_on_cluster(run, cluster.num_workers, accelerator)
+    accelerator = expected_accelerator(cluster.launcher, cluster.accelerator)
+    batches = check_run_on_cluster(run, cluster.num_workers, accelerator or "cuda")
     check_owner(run_dir_of(run), run)
     return {
         "run_dir": str(run_dir_of(run)),
-        "accelerator": accelerator,
+        "accelerator": accelerator or "whatever the hosts have",
         "batches": {
             "world_size": batches.world_size,
             "micro_batch_samples": batches.micro_batch_samples,

@@ -85,7 +85,7 @@ def load(config: Path, overrides: list[str], launcher: str | None) -> "StudyConf
     Raises:
         ConfigError: The study is wrong, or a Ray job does not say where results go.
     """
-    from launch.environment import check_output_is_stated, detect_accelerator
+    from launch.environment import check_output_is_stated, expected_accelerator
     from pipeline.config.cluster import check_run_on_cluster
     from pipeline.config.load import load_study
     from pipeline.probes.params import check_probe
@@ -96,7 +96,7 @@ def load(config: Path, overrides: list[str], launcher: str | None) -> "StudyConf
     check_output_is_stated(states_output(config, overrides))
     loaded = load_study(config, overrides)
     cluster = for_ray_job(loaded.cluster)
-    accelerator = detect_accelerator(cluster.accelerator)
+    accelerator = expected_accelerator(cluster.launcher, cluster.accelerator) or "cuda"
     plan = plan_study(loaded)
     for run in plan.families.values():
         check_run_on_cluster(run, cluster.num_workers, accelerator)

@@ -63,6 +63,16 @@ def test_a_wrong_config_is_refused_before_anything_starts(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_machine_without_a_gpu_may_send_fp16_to_a_cluster_that_has_some(
+    cli, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    arguments = ["train", tiny_run, "precision=fp16", "--dry-run"]
+    assert cli(*arguments, "--launcher", "local").code == 2
+    assert cli(*arguments, "--launcher", "ray").code == 0
+    assert cli(*arguments, "--launcher", "ray", "cluster.accelerator=cpu").code == 2
+
+
 @pytest.mark.parametrize("verb", ["train", "init", "prepare", "study"])
 def test_a_missing_config_file_is_named(cli, tmp_path: Path, verb: str) -> None:
     shown = cli(verb, tmp_path / "absent.yaml")
