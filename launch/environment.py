@@ -4,8 +4,6 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -132,21 +130,6 @@ def check_output_is_stated(is_stated: bool) -> None:
             "a Ray job's working directory vanishes with the job: state where results go with "
             "output_dir=/shared/runs, or set TANDEM_OUTPUT on the cluster"
         )
-
-
-@contextmanager
-def environment_set(updates: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started inside the block."""
-    before = {name: os.environ.get(name) for name in updates}
-    os.environ.update(updates)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _private_extensions_dir() -> str:

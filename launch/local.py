@@ -16,7 +16,6 @@ from pathlib import Path
 from launch.environment import (
     base_environment,
     detect_accelerator,
-    environment_set,
     free_port,
     nvidia_devices,
     rank_environment,
@@ -26,6 +25,7 @@ from launch.rank_logs import last_lines, log_path, redirect_output
 from launch.stopping import StopRequest, is_probe
 from launch.worker import exit_at_once
 from pipeline.config.cluster import ClusterConfig
+from pipeline.data.ray_surroundings import environment_set
 from pipeline.errors import LaunchError
 from pipeline.tracking.store import Verdict, clear_stopped, read_verdict
 

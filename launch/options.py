@@ -73,16 +73,8 @@ def load_request(
     ]
     for_cluster += [f"launcher={launcher}"] if launcher is not None else []
     for_cluster += [f"num_workers={num_workers}"] if num_workers is not None else []
-    cluster = _with_hostfile_beside(load_cluster(cluster_file, for_cluster), cluster_file)
+    cluster = load_cluster(cluster_file, for_cluster)
     return RunRequest(run=load_run(path, for_run), cluster=for_ray_job(cluster))
-
-
-def _with_hostfile_beside(cluster: "ClusterConfig", cluster_file: Path | None) -> "ClusterConfig":
-    """Take a relative hostfile from beside the cluster file, where there is one."""
-    if cluster_file is None or cluster.hostfile is None or cluster.hostfile.is_absolute():
-        return cluster
-    beside = cluster_file.parent / cluster.hostfile
-    return cluster.model_copy(update={"hostfile": beside}) if beside.is_file() else cluster
 
 
 def for_ray_job(cluster: "ClusterConfig") -> "ClusterConfig":
