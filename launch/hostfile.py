@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from launch.environment import LAUNCHER_PORT
@@ -176,7 +178,8 @@ def find_deepspeed() -> str:
 def _wait(process: subprocess.Popen[bytes], end_early: Callable[[], bool]) -> int | None:
     """Wait for the launcher, and give its exit code, or None when it was ended early.
 
-    A second request to stop ends it as well; the launcher ends its ranks.
+    A second request to stop ends it as well. The launcher ends its ranks; those of this machine
+    that it lost, as it does when a signal kills what it started, are ended here.
     """
     try:
         while not end_early():
@@ -193,3 +196,5 @@ def _wait(process: subprocess.Popen[bytes], end_early: Callable[[], bool]) -> in
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

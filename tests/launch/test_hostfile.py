@@ -3,8 +3,11 @@
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.hostfile import HostfileLauncher, read_hostfile
@@ -48,11 +51,13 @@ def test_ranks_and_slots_must_agree(tmp_path: Path) -> None:
     assert launcher.command(tmp_path, num_workers=6)[:3] == ["deepspeed", "--hostfile", str(path)]
 
 
-def launcher_for(tmp_path: Path, hosts: str, **fields: object) -> HostfileLauncher:
+def launcher_for(
+    tmp_path: Path, hosts: str, stop: StopRequest | None = None, **fields: object
+) -> HostfileLauncher:
     path = tmp_path / "hosts"
     path.write_text(hosts)
     cluster = ClusterConfig.model_validate({"launcher": "hostfile", "hostfile": path, **fields})
-    return HostfileLauncher(cluster, StopRequest(print))
+    return HostfileLauncher(cluster, stop or StopRequest(print))
 
 
 def test_a_single_host_is_this_machine_only_under_a_local_name(tmp_path: Path) -> None:
@@ -84,19 +89,24 @@ def test_threads_and_accelerator_reach_the_ranks_as_arguments(
     assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
-@pytest.mark.slow
-def test_no_token_leaves_this_machine_or_enters_a_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    programs = tmp_path / "bin"
+def make_programs(directory: Path, monkeypatch: pytest.MonkeyPatch, pdsh: str) -> None:
+    """Put an `ssh` that reaches every host and a `pdsh` of one's own first on PATH."""
+    programs = directory / "bin"
     programs.mkdir()
-    seen = tmp_path / "seen.json"
-    record = "import json, os, sys; json.dump([sys.argv, dict(os.environ)], open({!r}, 'w'))"
-    for name, body in {"ssh": "", "pdsh": record.format(str(seen))}.items():
+    for name, body in {"ssh": "", "pdsh": pdsh}.items():
         program = programs / name
         program.write_text(f"#!{sys.executable}\n{body}\n")
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.slow
+def test_no_token_leaves_this_machine_or_enters_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen.json"
+    record = f"json.dump([sys.argv, dict(os.environ)], open({str(seen)!r}, 'w'))"
+    make_programs(tmp_path, monkeypatch, f"import json, os, sys; {record}")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-planted-token")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:a-planted-token@tracking")
     with pytest.raises(LaunchError, match="without a verdict") as caught:
@@ -108,3 +118,61 @@ def test_no_token_leaves_this_machine_or_enters_a_log(
     assert "cmd = pdsh" in log
     for text in (log, seen.read_text(), str(caught.value)):
         assert "a-planted-token" not in text
+
+
+ORPHAN = """
+import os, signal, subprocess, sys
+from pathlib import Path
+Path({pid_file!r}).write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_launcher_that_lost_its_ranks_and_exits_well_is_a_failure_that_ends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid_file = tmp_path / "pid"
+    make_programs(tmp_path, monkeypatch, ORPHAN.format(pid_file=str(pid_file)))
+    (tmp_path / "stopped.json").write_text("{}")
+    with pytest.raises(LaunchError, match="exit code 0 and without a verdict"):
+        launcher_for(tmp_path, "node-a slots=2\n").run(tmp_path, num_workers=2)
+    orphan = int(pid_file.read_text())
+    deadline = time.monotonic() + 5
+    while is_alive(orphan) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(orphan)
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+LONG_WORK = """
+import sys, time
+from pathlib import Path
+# DeepSpeed's launcher calls it a second time to end what runs on the hosts.
+if not any("pkill" in word for word in sys.argv):
+    Path({started!r}).touch()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_stopped_probe_is_ended_without_waiting_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    make_programs(tmp_path, monkeypatch, LONG_WORK.format(started=str(started)))
+    (tmp_path / "probe.yaml").touch()
+    stop = StopRequest(print)
+    launcher = launcher_for(tmp_path, "node-a slots=2\n", stop)
+
+    def stop_when_started() -> None:
+        while not started.exists():
+            time.sleep(0.05)
+        stop.make()
+
+    threading.Thread(target=stop_when_started, daemon=True).start()
+    assert launcher.run(tmp_path, num_workers=2) == "stopped"
+    assert started.exists()
