@@ -70,11 +70,12 @@ def test_ctrl_c_in_the_last_step_of_a_cell_keeps_the_next_cell_from_starting(
     tiny_run: Path, tmp_path: Path
 ) -> None:
     run = yaml.safe_load(tiny_run.read_text())
+    data = run["data"] | {"output_dir": str(tiny_run.parent / "runs" / "data")}
     study = {
         "name": "two-cells",
         "output_dir": str(tmp_path),
         "cluster": {"num_workers": 1, "accelerator": "cpu"},
-        "base": {name: run[name] for name in ("data", "train", "eval", "tracking")},
+        "base": {"data": data} | {name: run[name] for name in ("train", "eval", "tracking")},
         "families": {"gpt": {"model": run["model"]}},
         "seeds": [0, 1],
         "probes": [],
