@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, DataError
 Make = Callable[..., DataConfig]
 
 
-def refused(config: DataConfig, match: str) -> None:
+def check_refused(config: DataConfig, match: str) -> None:
     events: list[str] = []
     with pytest.raises(DataError, match=match):
         prepare(config, events.append)
@@ -33,22 +33,22 @@ def good(tmp_path: Path, write_jsonl: Callable[..., Path]) -> Path:
 
 def test_missing_and_empty_sources(tmp_path: Path, make_config: Make) -> None:
     out = tmp_path / "out"
-    refused(make_config(tmp_path / "nowhere.jsonl", out), "does not exist")
+    check_refused(make_config(tmp_path / "nowhere.jsonl", out), "does not exist")
     (tmp_path / "empty.jsonl").touch()
-    refused(make_config(tmp_path / "empty.jsonl", out), "is empty")
+    check_refused(make_config(tmp_path / "empty.jsonl", out), "is empty")
     (tmp_path / "pictures").mkdir()
-    refused(make_config(tmp_path / "pictures", out), "holds no text")
+    check_refused(make_config(tmp_path / "pictures", out), "holds no text")
     (tmp_path / "pictures" / "a.png").write_bytes(b"x")
-    refused(make_config(tmp_path / "pictures", out), "holds no text")
+    check_refused(make_config(tmp_path / "pictures", out), "holds no text")
 
 
 def test_lines_without_text_or_json(
     tmp_path: Path, make_config: Make, write_jsonl: Callable[..., Path]
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}, {"body": "y"}])
-    refused(make_config(path, tmp_path / "out"), r"a\.jsonl:2: no field 'text'")
+    check_refused(make_config(path, tmp_path / "out"), r"a\.jsonl:2: no field 'text'")
     path = write_jsonl(tmp_path / "b.jsonl", [{"text": "x"}, "", "{broken"])
-    refused(make_config(path, tmp_path / "out"), r"b\.jsonl:3: invalid JSON")
+    check_refused(make_config(path, tmp_path / "out"), r"b\.jsonl:3: invalid JSON")
 
 
 def test_a_truncated_archive(
@@ -57,14 +57,16 @@ def test_a_truncated_archive(
     for suffix in (".zst", ".gz"):
         path = write_jsonl(tmp_path / f"a.jsonl{suffix}", [{"text": "x" * 99}] * 99)
         path.write_bytes(path.read_bytes()[:-5])
-        refused(make_config(path, tmp_path / "out"), f"a.jsonl{suffix} is not a whole")
+        check_refused(make_config(path, tmp_path / "out"), f"a.jsonl{suffix} is not a whole")
 
 
 def test_tokenizers_that_cannot_be_used(tmp_path: Path, make_config: Make, good: Path) -> None:
     path = tmp_path / "t.json"
-    refused(make_config(good, tmp_path / "out", tokenizer={"path": str(path)}), "cannot read")
+    check_refused(make_config(good, tmp_path / "out", tokenizer={"path": str(path)}), "cannot read")
     path.write_text("{}")
-    refused(make_config(good, tmp_path / "out", tokenizer={"path": str(path)}), "is not a token")
+    check_refused(
+        make_config(good, tmp_path / "out", tokenizer={"path": str(path)}), "is not a token"
+    )
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, make_config: Make, good: Path) -> None:

@@ -287,4 +287,4 @@ def test_doctor_gives_a_verdict_on_every_line(cli) -> None:
 
 def test_json_answers_are_json_alone(cli, tiny_run: Path) -> None:
     for arguments in (["doctor"], ["train", tiny_run, "--dry-run"]):
-        json.loads(cli(*arguments, "--json").out)
+        assert isinstance(json.loads(cli(*arguments, "--json").out), dict)
