@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from launch.environment import LAUNCHER_PORT
+from launch.environment import LAUNCHER_PORT, free_port
 from launch.rank_logs import last_lines
 from launch.stopping import StopRequest, is_probe
 from pipeline.config.cluster import ClusterConfig
@@ -58,6 +58,9 @@ class HostfileLauncher:
         Raises:
             ConfigError: The hostfile's slots are not as many as the ranks.
         """
+        return self._command(run_dir, num_workers, LAUNCHER_PORT)
+
+    def _command(self, run_dir: Path, num_workers: int, port: int) -> list[str]:
         num_slots = sum(self._slots.values())
         if num_slots != num_workers:
             raise ConfigError(
@@ -74,7 +77,7 @@ class HostfileLauncher:
             "deepspeed",
             "--hostfile", str(self._hostfile),
             "--master_addr", address,
-            "--master_port", str(LAUNCHER_PORT),
+            "--master_port", str(port),
             *way,
             "--module", "launch.worker", "--run", str(run_dir),
             *self._worker_options(),
@@ -98,7 +101,11 @@ class HostfileLauncher:
             LaunchError: The launcher failed, or left no verdict; its last output is quoted.
         """
         run_dir = run_dir.absolute()
-        command = self.command(run_dir, num_workers=num_workers)
+        # Over several hosts only a known port can be let through; here any free one does, so that
+        # two runs on one machine do not meet.
+        is_local = all(is_here(host) for host in self._slots)
+        port = free_port() if is_local else LAUNCHER_PORT
+        command = self._command(run_dir, num_workers, port)
         if stop_after_steps is not None:
             command += ["--stop-after-steps", str(stop_after_steps)]
         log = run_dir / "launcher.log"

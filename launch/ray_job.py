@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from pipeline.data.ray_surroundings import environment_set
 from pipeline.errors import ConfigError, LaunchError
 from pipeline.tracking.environment import collect_environment
 
@@ -22,6 +23,7 @@ JOB_ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": "120",
 }
 PASSED_ON = ("TANDEM_OUTPUT",)
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 def entrypoint(verb: str, config: Path, arguments: Sequence[str]) -> str:
@@ -60,7 +62,9 @@ def submit(command: str, address: str, on_line: Callable[[str], None]) -> int:
     with tempfile.TemporaryDirectory() as staging:
         _stage(Path(staging))
         try:
-            client = JobSubmissionClient(address)
+            # Ray lets these variables overrule the address that its client is given.
+            with environment_set(dict.fromkeys(ADDRESS_VARIABLES, address)):
+                client = JobSubmissionClient(address)
             job = client.submit_job(
                 entrypoint=command,
                 runtime_env={"working_dir": staging, "env_vars": job_environment()},

@@ -11,6 +11,8 @@ from pipeline.tracking.atomic import write_text_atomic
 from pipeline.tracking.environment import write_environment
 
 SHOWN_DIFFERENCES = 5
+PLACES = ("name:", "output_dir:", "tracking.", "data.output_dir:", "data.prepared_dir:")
+"""Fields that say where things stand; the config hash leaves them out as well."""
 
 
 def run_dir_of(run: RunConfig) -> Path:
@@ -66,7 +68,7 @@ def check_owner(run_dir: Path, run: RunConfig) -> None:
     if config_hash(owner) == config_hash(run):
         return
     differences = list_differences(owner.model_dump(mode="json"), run.model_dump(mode="json"))
-    shown = [line for line in differences if not line.startswith(("name:", "output_dir:"))]
+    shown = [line for line in differences if not line.startswith(PLACES)]
     raise ConfigError(
         f"{run_dir} belongs to another config; choose another one with name=NAME, or remove it. "
         f"It has, and this run wants:\n  " + "\n  ".join(shown[:SHOWN_DIFFERENCES])

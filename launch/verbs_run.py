@@ -71,7 +71,7 @@ def train(
         answer_run(display, run_dir, "complete")
         return
     display.say(
-        f"training {request.run.name}: {num_workers} ranks, "
+        f"training {request.run.name}: {num_workers} ranks by {request.cluster.launcher}, "
         f"{request.run.train.total_steps} steps, logs in {run_dir}/rank-0.log"
     )
     with ExitStack() as stack:

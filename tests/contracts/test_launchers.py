@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch import LAUNCHERS, build_launcher
+from launch.environment import free_port
 from launch.hostfile import find_deepspeed
 from launch.run_dirs import init_run
 from launch.stopping import StopRequest
@@ -51,7 +52,7 @@ def run_by_hand(run_dir: Path) -> Verdict | None:
     local = build_launcher(ClusterConfig(launcher="local"), StopRequest(print))
     command = local.command(run_dir, num_workers=2)
     subprocess.run(
-        [find_deepspeed(), *command[1:]],
+        [find_deepspeed(), "--master_port", str(free_port()), *command[1:]],
         cwd=ROOT,
         check=True,
         stdin=subprocess.DEVNULL,

@@ -66,7 +66,10 @@ def test_a_command_of_the_readme_is_understood(
     corpus = tmp_path / "my_corpus"
     corpus.mkdir()
     (corpus / "text.jsonl").write_text('{"text": "to be"}\n')
-    words = [word.replace("my_corpus/", f"{corpus}/") for word in shlex.split(command)]
+    run_dir = tmp_path / "gpt-hosts"
+    run_dir.mkdir()
+    here = command.replace("my_corpus/", f"{corpus}/").replace("runs/gpt-hosts", str(run_dir))
+    words = shlex.split(here)
     if words[:3] == ["ray", "job", "submit"]:
         assert words[3:6] == ["--working-dir", ".", "--"]
         words = words[6:]
