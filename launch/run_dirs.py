@@ -40,7 +40,7 @@ def init_run(run: RunConfig, on_event: Callable[[str], None]) -> Path:
 
     run_dir = run_dir_of(run)
     check_owner(run_dir, run)
-    manifest = prepare(run.data, on_event)
+    manifest = prepare(run.data, lambda event: on_event(event.message))
     check_prepared(run, manifest)
     resolved = with_prepared(run, manifest.directory)
     check_same_text(run_dir, resolved)

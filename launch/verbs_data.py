@@ -9,7 +9,7 @@ from launch.options import AsJson, DryRun, Overrides, as_tree, load_request
 from launch.verbs_run import RunFile
 
 if TYPE_CHECKING:
-    from pipeline.config.schema import DataConfig
+    from pipeline.config.data import DataConfig
 
 DataDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="A prepared directory, or a run directory.")
@@ -40,7 +40,7 @@ def prepare(
         lines = [f"{name:20} {value}" for name, value in facts.items()]
         display.answer({"data": as_tree(request.run.data), **facts}, lines)
         return
-    manifest = prepare_data(request.run.data, display.say)
+    manifest = prepare_data(request.run.data, lambda event: display.say(event.message))
     facts = describe_directory(manifest.directory)
     display.answer(facts, [f"shards: {manifest.directory}"])
 
@@ -85,7 +85,7 @@ def preview(data: "DataConfig") -> dict[str, Any]:
     tokenizer = f"byte-level BPE of {data.tokenizer.vocab_size} entries, trained on the source"
     if data.tokenizer.path is not None:
         tokenizer = data.tokenizer.path
-    place = data.source.path
+    place = data.source.paths[0] if data.source.paths else None
     if data.source.kind == "huggingface" and not Path(place or "").exists():
         named = f"dataset {place}, not downloaded for a dry run"
         return {"source": named, "tokenizer": tokenizer, "below": str(data.output_dir)}

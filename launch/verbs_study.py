@@ -19,7 +19,7 @@ from launch.options import (
 if TYPE_CHECKING:
     from launch.display import Display
     from launch.stopping import StopRequest
-    from pipeline.config.schema import DataConfig
+    from pipeline.config.data import DataConfig
     from pipeline.config.study import StudyConfig
     from pipeline.data.shards import ShardManifest
     from pipeline.study.outcome import StudyResult
@@ -130,7 +130,7 @@ def execute(
     )
 
     def prepare_and_listen(data: "DataConfig") -> "ShardManifest":
-        manifest = prepare(data, lambda line: display.say(f"  {line}"))
+        manifest = prepare(data, lambda event: display.say(f"  {event.message}"))
         stop.listen_again()
         return manifest
 

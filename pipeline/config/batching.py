@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from pipeline.config.schema import TrainConfig, check_multiple
+from pipeline.config.schema import TrainConfig
+from pipeline.config.section import check_multiple
 from pipeline.errors import ConfigError
 
 IGNORED_LABEL = -100

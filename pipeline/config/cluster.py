@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.config.batching import BatchPlan, plan_batches
-from pipeline.config.schema import RunConfig, Section
+from pipeline.config.schema import RunConfig
+from pipeline.config.section import Section
 from pipeline.errors import ConfigError
 
 

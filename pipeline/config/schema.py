@@ -1,93 +1,13 @@
 """What a run is: every field of `RunConfig`, its unit, its default and the reason for it."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pipeline.config.data import DataConfig
 from pipeline.config.model import ModelConfig
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-"""A name that is safe as a directory and in a command: letters, digits, dot, dash, underscore."""
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-"""A seed that every generator takes."""
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def check_multiple(name: str, value: int, unit: int, unit_text: str) -> None:
-    """Raise unless `value` is a positive multiple of `unit`, naming the nearest legal values.
-
-    Raises:
-        ValueError: With value, unit and the neighbours on both sides.
-    """
-    if value % unit == 0:
-        return
-    low = value // unit * unit
-    nearest = " or ".join(str(v) for v in (low, low + unit) if v > 0)
-    raise ValueError(f"{name}={value} is not a multiple of {unit_text}={unit}; nearest: {nearest}")
-
-
-class Section(BaseModel):
-    """A part of a config: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class SourceConfig(Section):
-    """Where text comes from."""
-
-    kind: Literal["embedded", "jsonl", "text", "huggingface"] = "embedded"
-    """The embedded corpus, JSON lines, text (a file is a document), or Hugging Face datasets."""
-    path: str | None = None
-    """File, directory or glob for jsonl and text; hub name or local directory for huggingface."""
-    text_column: str = "text"
-    """The field that holds a document's text."""
-    id_column: str = "id"
-    """The field that holds a document's id; without it the id is made from path and ordinal."""
-    split: str = "train"
-    """The split of a Hugging Face dataset."""
-    document_bytes: int | None = Field(default=None, ge=1)
-    """Text files only: cut at blank lines into documents of about this size; None cuts nothing."""
-
-    @model_validator(mode="after")
-    def _path_is_given(self) -> Self:
-        if self.kind != "embedded" and self.path is None:
-            raise ValueError(
-                f"kind={self.kind} needs path: the file, directory, glob or dataset to read"
-            )
-        if self.kind == "embedded" and self.path is not None:
-            raise ValueError(
-                f"kind=embedded takes no path, got {self.path!r}; use kind=jsonl or kind=text"
-            )
-        return self
-
-
-class TokenizerConfig(Section):
-    """Which tokenizer turns text into token ids."""
-
-    path: str | None = None
-    """A `tokenizer.json` to load; None trains a byte-level BPE on the source."""
-    vocab_size: int = Field(default=2048, ge=257)
-    """Entries to train, the end-of-document token included; ignored when `path` is given."""
-    end_of_document: str = "<|endoftext|>"
-    """The token that closes each document; a loaded tokenizer must hold it."""
-
-
-class DataConfig(Section):
-    """Source text, tokenizer and split."""
-
-    source: SourceConfig = SourceConfig()
-    """Where text comes from."""
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    """How text becomes tokens."""
-    validation_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
-    """Share of documents held out, chosen by the hash of the document id."""
-    output_dir: Path | None = None
-    """Where prepared shards stand; None takes `data/` in the run's output directory."""
-    prepared_dir: Path | None = None
-    """A prepared directory to use as it is; written into a resolved run: ranks never prepare."""
+from pipeline.config.section import Fraction, Name, Section, Seed, check_multiple
 
 
 class OptimizerConfig(Section):
@@ -130,6 +50,17 @@ class ScheduleConfig(Section):
         return self
 
 
+class DocumentsConfig(Section):
+    """What a sample of several documents lets pass from one to the next; all off by default."""
+
+    reset_positions: bool = False
+    """Positions start at 0 in every document; families without positions take no notice."""
+    mask_attention: bool = False
+    """Attention sees its own document only."""
+    reset_state: bool = False
+    """Recurrent state is zero at the start of every document; the Transformer has none."""
+
+
 class TrainConfig(Section):
     """How much is trained, in tokens, and how it is cut into steps."""
 
@@ -145,6 +76,8 @@ class TrainConfig(Section):
     """The update rule."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over the run."""
+    documents: DocumentsConfig = DocumentsConfig()
+    """Borders between documents inside a sample."""
 
     @property
     def total_steps(self) -> int:

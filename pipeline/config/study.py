@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.cluster import ClusterConfig
-from pipeline.config.schema import Name, Section, Seed
+from pipeline.config.section import Name, Section, Seed
 
 
 class MatchConfig(Section):

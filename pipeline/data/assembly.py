@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.plan import fingerprint
 from pipeline.data.shard_writer import ShardJob, SplitResult
 from pipeline.data.shards import ShardManifest, SplitName, SplitRecord

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.sources import Source
 from pipeline.data.text_files import file_sha256
 
@@ -13,6 +13,8 @@ FORMAT_VERSION = 1
 """Raised whenever the same recipe would give other shards."""
 SOURCE_OPTIONS = {
     "embedded": (),
+    "parquet": ("text_column", "id_column"),
+    "synthetic": ("synthetic",),
     "jsonl": ("text_column", "id_column"),
     "text": ("document_bytes",),
     "huggingface": ("text_column", "id_column", "split"),

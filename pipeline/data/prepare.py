@@ -6,15 +6,18 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.assembly import build_manifest, list_differences, npy_bytes, summarise
 from pipeline.data.indexed import token_dtype
 from pipeline.data.plan import fingerprint, plan_options, plan_recipe
+from pipeline.data.progress import OnEvent, PrepareEvent, PrepareTotals, say
 from pipeline.data.ray_surroundings import (
     check_answers,
     environment_set,
@@ -53,10 +56,8 @@ from pipeline.errors import ConfigError, DataError
 OBJECT_STORE_BYTES = 200 << 20
 """Of a local Ray; only manifest rows travel through it."""
 
-OnEvent = Callable[[str], None]
 
-
-def prepare(data: DataConfig, on_event: OnEvent = lambda line: None) -> ShardManifest:
+def prepare(data: DataConfig, on_event: OnEvent = lambda event: None) -> ShardManifest:
     """Tokenize a source into shards, or find that this has been done.
 
     Args:
@@ -185,14 +186,14 @@ def _prepare_afresh(
     try:
         with _writing_to(directory):
             if directory.exists():
-                on_event(f"removing the unfinished {directory}")
+                say(on_event, f"removing the unfinished {directory}")
                 shutil.rmtree(directory)
             directory.mkdir(parents=True)
         splits = source.splits()
         tokenizer = _make_tokenizer(data, source, splits, on_event)
         choice = choose_encoder(tokenizer, first_texts(source, splits))
         for message in choice.messages:
-            on_event(message)
+            say(on_event, message)
         with _writing_to(directory):
             write_atomic(directory / TOKENIZER_NAME, tokenizer.tokenizer_json.encode())
             write_atomic(directory / TOKEN_BYTES_NAME, npy_bytes(tokenizer.token_bytes))
@@ -214,7 +215,7 @@ def _prepare_afresh(
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    on_event(f"prepared {summarise(manifest)}")
+    say(on_event, f"prepared {summarise(manifest)}")
     return manifest
 
 
@@ -232,7 +233,10 @@ def _make_tokenizer(
     config = data.tokenizer
     if config.path is not None:
         return load_tokenizer(Path(config.path).expanduser(), config.end_of_document)
-    on_event(f"training a byte-level BPE of {config.vocab_size} entries on the training documents")
+    say(
+        on_event,
+        f"training a byte-level BPE of {config.vocab_size} entries on the training documents",
+    )
     started = time.perf_counter()
     tokenizer = train_tokenizer(
         (
@@ -243,26 +247,40 @@ def _make_tokenizer(
         config,
     )
     seconds = time.perf_counter() - started
-    on_event(f"trained a tokenizer of {tokenizer.vocab_size} entries in {seconds:.1f} s")
+    say(on_event, f"trained a tokenizer of {tokenizer.vocab_size} entries in {seconds:.1f} s")
     return tokenizer
 
 
 def _collect(splits: list[Split], job: ShardJob, on_event: OnEvent) -> list[SplitResult]:
-    on_event("starting Ray, or joining the one that is there")
+    say(on_event, "starting Ray, or joining the one that is there")
     results: list[SplitResult] = []
     with ray_session():
-        on_event(f"tokenizing the source, cut into {len(splits)}")
+        files = {piece.name for split in splits for piece in split.pieces}
+        totals = PrepareTotals(num_splits=len(splits), num_files=len(files))
+        line = f"tokenizing the source, cut into {len(splits)}"
+        on_event(PrepareEvent(message=line, totals=totals, directory=job.directory))
         started = time.perf_counter()
         for result in run_tasks(splits, job):
             results.append(result)
             records = result.shards.values()
             num_bytes = sum(record.text_bytes for record in records)
-            on_event(
+            totals = replace(
+                totals,
+                num_splits_done=len(results),
+                documents=totals.documents + sum(r.documents for r in records),
+                text_bytes=totals.text_bytes + num_bytes,
+                tokens=totals.tokens + sum(r.tokens for r in records),
+                dropped_documents=Counter(totals.dropped_documents)
+                + Counter(result.dropped_documents),
+                seconds=time.perf_counter() - started,
+            )
+            line = (
                 f"tokenized {len(results)}/{len(splits)}: {sum(r.documents for r in records):,} "
                 f"documents, {sum(r.tokens for r in records):,} tokens, "
                 f"{num_bytes / 1e6 / result.seconds:.1f} MB/s in its task"
             )
-        on_event(f"tokenized all in {time.perf_counter() - started:.1f} s")
+            on_event(PrepareEvent(message=line, totals=totals, directory=job.directory))
+        say(on_event, f"tokenized all in {time.perf_counter() - started:.1f} s")
     return sorted(results, key=lambda result: result.index)
 
 
@@ -275,7 +293,7 @@ def _reuse(directory: Path, recipe: dict[str, Any], on_event: OnEvent) -> ShardM
         )
     for name in get_args(SplitName):
         ShardSet(manifest, name)
-    on_event(f"reusing {summarise(manifest)}")
+    say(on_event, f"reusing {summarise(manifest)}")
     return manifest
 
 
@@ -287,7 +305,7 @@ def _use_prepared(
         recipe = plan_recipe(data, source)
     except DataError as exc:
         # Shards outlive their source: a run may resume where the text has never been.
-        on_event(f"the text of {directory} is not compared: {exc}")
+        say(on_event, f"the text of {directory} is not compared: {exc}")
         recipe = {**plan_options(data), "contents": manifest.recipe["contents"]}
     if manifest.recipe != recipe:
         differences = list_differences(manifest.recipe, recipe)
@@ -310,7 +328,7 @@ def _alone(directory: Path, on_event: OnEvent) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            on_event(f"waiting for another process that prepares {directory}")
+            say(on_event, f"waiting for another process that prepares {directory}")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

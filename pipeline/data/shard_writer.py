@@ -18,7 +18,7 @@ from typing import IO, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.schema import SourceConfig
+from pipeline.config.data import SourceConfig
 from pipeline.data.documents import Document
 from pipeline.data.indexed import encode_index, little_endian
 from pipeline.data.shards import (
@@ -75,6 +75,7 @@ class ShardWriter:
         self._lengths: list[npt.NDArray[np.int32]] = []
         self._digest = hashlib.sha256()
         self._text_bytes = 0
+        self._largest_id = 0
 
     def add(
         self, tokens: npt.NDArray[Any], lengths_tokens: npt.NDArray[Any], text_bytes: int
@@ -91,8 +92,9 @@ class ShardWriter:
         self._digest.update(data)
         self._lengths.append(lengths_tokens.astype(np.int32))
         self._text_bytes += text_bytes
+        self._largest_id = max(self._largest_id, int(tokens.max()))
 
-    def finish(self, sources: list[SourceRange]) -> ShardRecord | None:
+    def finish(self, source: str, encoder: str, ranges: list[SourceRange]) -> ShardRecord | None:
         """Write the index and name both files; a shard without documents is not kept."""
         if not self._lengths:
             return None
@@ -110,7 +112,10 @@ class ShardWriter:
             tokens=int(lengths.sum(dtype=np.int64)),
             documents=len(lengths),
             text_bytes=self._text_bytes,
-            sources=sources,
+            largest_id=self._largest_id,
+            source=source,
+            encoder=encoder,
+            ranges=ranges,
         )
 
 
@@ -146,7 +151,7 @@ def make_shards(split: Split, job: ShardJob) -> SplitResult:
     started = time.perf_counter()
     encoder = build_encoder(job.encoder, job.tokenizer_json)
     sorter = _Sorter(validation_fraction=job.validation_fraction)
-    sources = [SourceRange(name=p.name, start=p.start, stop=p.stop) for p in split.pieces]
+    ranges = [SourceRange(name=p.name, start=p.start, stop=p.stop) for p in split.pieces]
     shards: dict[SplitName, ShardRecord] = {}
     with ExitStack() as stack:
         writers: dict[SplitName, ShardWriter] = {
@@ -158,7 +163,7 @@ def make_shards(split: Split, job: ShardJob) -> SplitResult:
         for name, texts in sorter.batches(build_source(job.source).read(split)):
             sorter.dropped["no_tokens"] += _encode_into(writers[name], encoder, texts, job)
         for name, writer in writers.items():
-            if (record := writer.finish(sources)) is not None:
+            if (record := writer.finish(job.source.kind, job.encoder, ranges)) is not None:
                 shards[name] = record
     return SplitResult(
         index=split.index,

@@ -50,7 +50,14 @@ class ShardRecord(_Record):
     documents: int
     text_bytes: int
     """UTF-8 bytes of the documents before tokenization."""
-    sources: list[SourceRange]
+    largest_id: int
+    """Largest token id, below the vocabulary's size."""
+    source: str
+    """Name of the source in the config's mixture; a shard never holds two."""
+    encoder: str
+    """The library that encoded this shard; ids do not depend on it."""
+    ranges: list[SourceRange]
+    """What was read, in order."""
 
 
 class SplitRecord(_Record):

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from pipeline.config.schema import SourceConfig
+from pipeline.config.data import SourceConfig
 from pipeline.data import SOURCES
 from pipeline.data.documents import (
     Document,
@@ -94,7 +94,7 @@ class JsonlSource:
     def read(self, split: Split) -> Iterator[Document]:
         """Yield a document for each line that is not blank."""
         for piece in split.pieces:
-            yield from read_jsonl(piece, self._config.text_column, self._config.id_column)
+            yield from read_jsonl(piece, self._config.text_column, self._config.id_column or "")
 
     def _files(self) -> list[SourceFile]:
         return find_files(_location(self._config), JSONL_SUFFIXES)
@@ -201,7 +201,7 @@ class HuggingFaceSource:
         ):
             text = record[config.text_column]
             where = f"dataset {config.path}, row {row}, column {config.text_column!r}"
-            given = record.get(config.id_column)
+            given = record.get(config.id_column) if config.id_column else None
             document_id = made_id(name, row) if given is None else str(given)
             yield Document(id=document_id, text=checked_text(text, where), source=name)
 
@@ -244,9 +244,10 @@ def build_source(config: SourceConfig) -> Source:
 
 def absolute_source(config: SourceConfig) -> SourceConfig:
     """Give the config with a local path made absolute: workers may stand in another directory."""
-    if config.path is None or not Path(config.path).expanduser().exists():
+    paths = [Path(path).expanduser() for path in config.paths]
+    if not paths or not all(path.exists() for path in paths):
         return config
-    return config.model_copy(update={"path": str(Path(config.path).expanduser().absolute())})
+    return config.model_copy(update={"path": tuple(str(path.absolute()) for path in paths)})
 
 
 def sample_documents(source: Source, splits: list[Split]) -> Iterator[Document]:
@@ -270,8 +271,8 @@ def _head(documents: Iterable[Document], num_characters: int) -> Iterator[Docume
 
 
 def _location(config: SourceConfig) -> str:
-    assert config.path is not None, "the config refuses a source of this kind without a path"
-    return config.path
+    (location,) = config.paths
+    return location
 
 
 def _whole(files: Iterable[SourceFile]) -> list[Piece]:

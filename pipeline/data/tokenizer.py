@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.schema import TokenizerConfig
+from pipeline.config.data import TokenizerConfig
 from pipeline.errors import DataError
 
 PROBES = (

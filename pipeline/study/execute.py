@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.config.data import DataConfig
 from pipeline.config.load import STUDY_FILE, dump_yaml
-from pipeline.config.schema import DataConfig
 from pipeline.config.study import StudyConfig
 from pipeline.data.checks import check_prepared
 from pipeline.data.shards import ShardManifest

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.data import DataConfig
 from pipeline.config.load import PLACE_FIELDS, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.tracking.events import Event, read_events, surviving_events
@@ -226,7 +227,6 @@ def _read_dataset(config: RunConfig, result: RunResult | None) -> Dataset | None
     digest = (manifest or {}).get("fingerprint") or (result and result.data_fingerprint)
     if digest is None:
         return None
-    source = config.data.source
     splits = (manifest or {}).get("splits", {})
     profile: dict[str, Any] = {
         f"{split}_{count}": shards[count]
@@ -237,11 +237,18 @@ def _read_dataset(config: RunConfig, result: RunResult | None) -> Dataset | None
     if manifest and "vocab_size" in manifest:
         profile["vocab_size"] = manifest["vocab_size"]
     return Dataset(
-        name=redact(Path(source.path).name if source.path else source.kind),
+        name=redact("+".join(_source_names(config.data))),
         digest=str(digest)[:DIGEST_CHARACTERS],
         source=str(prepared_dir or ""),
         profile=profile,
     )
+
+
+def _source_names(data: DataConfig) -> list[str]:
+    return [
+        name if data.sources or not source.paths else Path(source.paths[0]).name
+        for name, source in data.named_sources.items()
+    ]
 
 
 def _key(study: str | None, name: str, start_unix_ms: int) -> str:

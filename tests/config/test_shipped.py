@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.cluster import check_run_on_cluster
+from pipeline.config.data import DataConfig
 from pipeline.config.explain import validate
 from pipeline.config.load import load_cluster, load_run, load_study, read_yaml
-from pipeline.config.schema import DataConfig
 from pipeline.data import SOURCES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from pipeline.config.schema import DataConfig, SourceConfig, TokenizerConfig
+from pipeline.config.data import DataConfig, SourceConfig, TokenizerConfig
 from pipeline.data.assembly import npy_bytes
 from pipeline.data.prepare import ray_session
 from pipeline.data.shard_writer import write_shard
@@ -92,13 +92,17 @@ def make_config() -> Callable[..., DataConfig]:
 
 @pytest.fixture
 def make_prepared(tmp_path: Path) -> Callable[..., ShardManifest]:
-    """Write a prepared directory whose documents are lists of token ids, one list a shard."""
+    """Write a prepared directory whose documents are lists of token ids, one list a shard.
+
+    `sources` names the source of each shard.
+    """
 
     def make(
         train: Sequence[Sequence[Sequence[int]]],
         validation: Sequence[Sequence[Sequence[int]]] = (),
         vocab_size: int = 1000,
         dtype: str = "uint16",
+        sources: Sequence[str] = (),
     ) -> ShardManifest:
         token_bytes = np.ones(vocab_size, dtype=np.int32)
         write_atomic(tmp_path / "tokenizer.json", b"{}")
@@ -115,8 +119,8 @@ def make_prepared(tmp_path: Path) -> Callable[..., ShardManifest]:
             encoder="tokenizers",
             encoder_version="0",
             splits={
-                "train": _write_split(tmp_path, "train", train, dtype),
-                "validation": _write_split(tmp_path, "validation", validation, dtype),
+                "train": _write_split(tmp_path, "train", train, dtype, sources),
+                "validation": _write_split(tmp_path, "validation", validation, dtype, sources),
             },
             dropped_documents={},
             directory=tmp_path,
@@ -128,14 +132,20 @@ def make_prepared(tmp_path: Path) -> Callable[..., ShardManifest]:
 
 
 def _write_split(
-    directory: Path, name: str, shards: Sequence[Sequence[Sequence[int]]], dtype: str
+    directory: Path,
+    name: str,
+    shards: Sequence[Sequence[Sequence[int]]],
+    dtype: str,
+    sources: Sequence[str],
 ) -> SplitRecord:
     records = []
     for i, documents in enumerate(shards):
         with write_shard(directory, f"{name}-{i:05d}", dtype) as writer:
             lengths = np.array([len(document) for document in documents])
             writer.add(np.concatenate(documents), lengths, int(lengths.sum()))
-            record = writer.finish([SourceRange(name="made", start=0, stop=len(documents))])
+            made = SourceRange(name="made", start=0, stop=len(documents))
+            source = sources[i] if sources else "made"
+            record = writer.finish(source, "tokenizers", [made])
         assert record is not None
         records.append(record)
     return SplitRecord(

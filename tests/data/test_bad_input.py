@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.prepare import prepare
 from pipeline.data.shard_writer import hash_fraction
 from pipeline.errors import ConfigError, DataError
@@ -19,7 +19,7 @@ Make = Callable[..., DataConfig]
 def check_refused(config: DataConfig, match: str) -> None:
     events: list[str] = []
     with pytest.raises(DataError, match=match):
-        prepare(config, events.append)
+        prepare(config, lambda event: events.append(event.message))
     assert config.output_dir is not None
     left = [p for p in config.output_dir.glob("*") if not p.name.startswith(".")]
     assert left == []

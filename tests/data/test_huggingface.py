@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import SourceConfig
+from pipeline.config.data import SourceConfig
 from pipeline.data.documents import Document
 from pipeline.data.sources import build_source
 from pipeline.errors import DataError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.plan import fingerprint, plan_recipe
 from pipeline.data.sources import build_source
 

@@ -13,7 +13,7 @@ import ray
 from tokenizers import Tokenizer
 
 import pipeline
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.indexed import read_index, token_dtype
 from pipeline.data.prepare import prepare
 from pipeline.data.shard_writer import ShardJob, is_validation, make_shards
@@ -29,11 +29,11 @@ Corpus = tuple[DataConfig, list[dict[str, str]]]
 IN_ANOTHER_PROCESS = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.prepare import prepare, ray_session
 
-def on_event(line):
-    if line.startswith("tokenized 1/") and {address!r}:
+def on_event(event):
+    if event.message.startswith("tokenized 1/") and {address!r}:
         os.kill(os.getpid(), signal.SIGKILL)
 
 with ray_session({address!r}, num_cpus=1):
@@ -83,7 +83,7 @@ def corpus(
 @pytest.fixture(scope="module")
 def prepared(local_ray: None, corpus: Corpus) -> tuple[ShardManifest, list[str]]:
     events: list[str] = []
-    return prepare(corpus[0], events.append), events
+    return prepare(corpus[0], lambda event: events.append(event.message)), events
 
 
 def document_tokens(manifest: ShardManifest, split: str) -> list[list[int]]:
@@ -167,7 +167,7 @@ def test_a_finished_directory_is_reused_at_once_without_ray(
     prepared: tuple[ShardManifest, list[str]], corpus: Corpus
 ) -> None:
     code = (
-        "import sys, time; from pipeline.config.schema import DataConfig\n"
+        "import sys, time; from pipeline.config.data import DataConfig\n"
         "from pipeline.data.prepare import prepare\n"
         "started = time.perf_counter()\n"
         f"manifest = prepare(DataConfig.model_validate_json({corpus[0].model_dump_json()!r}))\n"
@@ -195,7 +195,7 @@ def test_prepared_dir_is_used_where_the_text_is_gone(
     source = corpus[0].source.model_copy(update={"path": "/nowhere/at/all"})
     events: list[str] = []
     config = corpus[0].model_copy(update={"prepared_dir": prepared[0].directory, "source": source})
-    assert prepare(config, events.append) == prepared[0]
+    assert prepare(config, lambda event: events.append(event.message)) == prepared[0]
     assert "is not compared" in events[0]
 
 
@@ -228,7 +228,7 @@ def test_a_preparation_killed_on_a_cluster_is_not_taken_for_finished_and_is_redo
     assert list(directory.glob("*.bin"))
     assert not (directory / "manifest.json").exists()
     events: list[str] = []
-    manifest = prepare(config, events.append)
+    manifest = prepare(config, lambda event: events.append(event.message))
     assert events[0] == f"removing the unfinished {directory}"
     assert manifest == prepared[0].model_copy(update={"directory": directory})
     verify_shards(directory)
@@ -247,7 +247,7 @@ def test_a_bad_line_met_by_a_task_is_our_error_and_leaves_nothing(
     config = make_config(path, tmp_path / "prepared", tokenizer={"path": tokenizer})
     started: list[str] = []
     with pytest.raises(DataError, match=r"^[^\n]*c\.jsonl:10: invalid JSON: [^\n]*$"):
-        prepare(config, started.append)
+        prepare(config, lambda event: started.append(event.message))
     assert "tokenizing the source, cut into 1" in started
     assert [p.name for p in config.output_dir.iterdir() if not p.name.endswith(".lock")] == []
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.ray_surroundings import check_answers, environment_set
 from pipeline.errors import LaunchError
 
 WITHOUT_CLUSTER = """
 import sys
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.prepare import prepare, ray_session
 from pipeline.errors import LaunchError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import SourceConfig
+from pipeline.config.data import SourceConfig
 from pipeline.data import SOURCES, sources
 from pipeline.data.documents import Document, Piece, cut_at_blank_lines, made_id, read_jsonl
 from pipeline.data.sources import build_source

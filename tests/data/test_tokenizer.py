@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from pipeline.config.schema import TokenizerConfig
+from pipeline.config.data import TokenizerConfig
 from pipeline.data.tokenizer import (
     PROBES,
     FastEncoder,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import merge
 from pipeline.data.shards import ShardManifest

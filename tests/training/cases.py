@@ -94,7 +94,8 @@ def write_prepared(directory: Path, train_tokens: int = 6000, validation_tokens:
         (directory / f"{split}-00000.bin").write_bytes(data)
         shard = ShardRecord(
             name=f"{split}-00000", sha256="0" * 64, index_sha256="0" * 64, tokens=num_tokens,
-            documents=num_tokens // 40, text_bytes=3 * num_tokens, sources=[],
+            documents=num_tokens // 40, text_bytes=3 * num_tokens,
+            largest_id=VOCAB_SIZE - 1, source="made", encoder="tokenizers", ranges=[],
         )  # fmt: skip
         splits[split] = SplitRecord(
             tokens=num_tokens, documents=shard.documents, text_bytes=shard.text_bytes,
