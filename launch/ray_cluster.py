@@ -15,8 +15,8 @@ from launch.rank_logs import last_lines, log_path, redirect_output
 from launch.stopping import StopRequest, is_probe
 from launch.worker import run_rank
 from pipeline.config.cluster import ClusterConfig
-from pipeline.data.prepare import ray_session
 from pipeline.data.ray_surroundings import environment_set
+from pipeline.data.ray_tasks import ray_session
 from pipeline.errors import LaunchError, PipelineError
 from pipeline.tracking.store import Verdict, clear_stopped, read_verdict
 

@@ -80,7 +80,7 @@ def preview(data: "DataConfig") -> dict[str, Any]:
     """
     from pipeline.data.plan import fingerprint, plan_recipe
     from pipeline.data.shards import MANIFEST_NAME
-    from pipeline.data.sources import build_source
+    from pipeline.data.sources import build_sources, plan_splits
 
     tokenizer = f"byte-level BPE of {data.tokenizer.vocab_size} entries, trained on the source"
     if data.tokenizer.path is not None:
@@ -89,9 +89,9 @@ def preview(data: "DataConfig") -> dict[str, Any]:
     if data.source.kind == "huggingface" and not Path(place or "").exists():
         named = f"dataset {place}, not downloaded for a dry run"
         return {"source": named, "tokenizer": tokenizer, "below": str(data.output_dir)}
-    source = build_source(data.source)
-    recipe = plan_recipe(data, source)
-    pieces = [piece for split in source.splits() for piece in split.pieces]
+    sources = build_sources(data)
+    recipe = plan_recipe(data, sources)
+    pieces = [piece for split in plan_splits(sources) for piece in split.pieces]
     size = "num_rows" if data.source.kind == "huggingface" else "source_bytes"
     directory = data.prepared_dir or (data.output_dir or Path()) / fingerprint(recipe)
     return {

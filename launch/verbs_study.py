@@ -117,7 +117,8 @@ def execute(
 
     from launch.run_lock import alone_in
     from launch.sync_process import syncing
-    from pipeline.data.prepare import prepare, ray_session
+    from pipeline.data.prepare import prepare
+    from pipeline.data.ray_tasks import ray_session
     from pipeline.study.execute import run_study
     from pipeline.tracking.mlflow_sync import resolve_uri
 

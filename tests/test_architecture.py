@@ -29,12 +29,14 @@ LEVELS = {
 """A package imports from lower levels and from itself; packages of one level are siblings."""
 
 FENCES = {
-    "ray": ("pipeline/data/prepare.py", "pipeline/data/dedup_ray.py", "launch/ray_*.py"),
+    "ray": ("pipeline/data/ray_tasks.py", "pipeline/data/dedup_ray.py", "launch/ray_*.py"),
     "deepspeed": ("pipeline/training/deepspeed_engine.py", "pipeline/training/zero_state.py"),
     "mlflow": ("pipeline/tracking/mlflow_*.py",),
     "tokenizers": ("pipeline/data/tokenizer.py",),
     "fastokens": ("pipeline/data/tokenizer.py",),
-    "datasets": ("pipeline/data/sources.py",),
+    "datasets": ("pipeline/data/huggingface.py",),
+    "orjson": ("pipeline/data/jsonl.py",),
+    "fsspec": ("pipeline/data/storage.py",),
     "plotly": ("pipeline/study/figures.py",),
     "lm_eval": ("pipeline/inference/lm_eval_adapter.py",),
     "torch": (

@@ -10,7 +10,7 @@ from pipeline.config.section import Section, Seed
 SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,39}$")]
 """A source's name in a mixture; metric names and file names hold it."""
 
-SourceKind = Literal["embedded", "jsonl", "text", "huggingface"]
+SourceKind = Literal["embedded", "jsonl", "parquet", "text", "huggingface", "synthetic"]
 
 PATHLESS_KINDS = ("embedded", "synthetic")
 
@@ -45,6 +45,8 @@ class SourceConfig(Section):
     """The split of a Hugging Face dataset."""
     subset: str | None = None
     """The configuration of a Hugging Face dataset, where it has several."""
+    revision: str | None = None
+    """Commit, tag or branch of a dataset on the hub; None takes its newest commit."""
     document: Literal["file", "line"] = "file"
     """Text files only: what one document is; a line that is blank is none."""
     document_bytes: int | None = Field(default=None, ge=1)

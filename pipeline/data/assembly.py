@@ -8,8 +8,9 @@ from typing import Any, get_args
 import numpy as np
 
 from pipeline.config.data import DataConfig
+from pipeline.data.ledger import SplitResult
+from pipeline.data.make_shards import ShardJob
 from pipeline.data.plan import fingerprint
-from pipeline.data.shard_writer import ShardJob, SplitResult
 from pipeline.data.shards import ShardManifest, SplitName, SplitRecord
 from pipeline.data.tokenizer import EncoderChoice, TokenizerFacts
 from pipeline.errors import DataError
@@ -28,9 +29,10 @@ def build_manifest(
     Raises:
         DataError: The training or the validation split has no document.
     """
-    dropped: Counter[str] = Counter()
+    dropped, quarantined = Counter[str](), Counter[str]()
     for result in results:
         dropped.update(result.dropped_documents)
+        quarantined.update(result.quarantined_documents)
     splits = {name: _split_record(name, results) for name in get_args(SplitName)}
     _check_split(data, splits, results, dropped)
     return ShardManifest(
@@ -45,7 +47,10 @@ def build_manifest(
         encoder=choice.name,
         encoder_version=choice.version,
         splits=splits,
+        input_documents=sum(result.input_documents for result in results),
         dropped_documents=dict(sorted(dropped.items())),
+        quarantined_documents=dict(sorted(quarantined.items())),
+        bad_files=[entry for result in results for entry in result.bad_files],
         directory=job.directory,
     )
 

@@ -1,15 +1,13 @@
-"""From a piece of a file to its documents: JSON lines, or plain text whole or in parts."""
+"""What a source is made of: pieces that tasks read, the documents in them, and what is not one."""
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pipeline.data.text_files import COMPRESSED_SUFFIXES, read_chunks, split_lines
 from pipeline.errors import DataError
 
-TEXT_COMPRESSION = 4
-"""Bytes of text behind one byte of a compressed file, about, to give tasks equal work."""
+ENCODED_CHARACTERS = 1 << 20
+"""Characters encoded at a time where only the size of a text is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,101 +17,141 @@ class Document:
     id: str
     text: str
     source: str
+    """Name of the file or dataset that it stands in."""
+    has_given_id: bool = False
+    """Whether the source gave the id; a made one cannot stand twice."""
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+        return utf8_bytes(self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadRecord:
+    """A record that is no document: what is wrong with it, and where it stands."""
+
+    reason: str
+    """One word of those that docs/data.md lists."""
+    where: str
+    """File or dataset, and line, byte or row."""
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.detail}"
+
+
+class BadFile(DataError):
+    """A file, or a piece of one, of which no document can be trusted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        """Take the reason, as `BadRecord` has it, and a message that names the file."""
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["BadFile"], tuple[str, str]]:
+        return BadFile, (self.reason, str(self))
+
+
+Record = Document | BadRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a record stands, for ids and for people."""
+
+    source: str
+    """The file's or dataset's name below the source's root."""
+    ordinal: int
+    """What tells the record from others in the file: its first byte, or its row."""
+    where: Callable[[], str]
+    """Says file and line or row; asked only where something is wrong, for it may count lines."""
+    field: str = ""
+    """Which field or column of the record is looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A part of one file or dataset: bytes of a plain file, all of a compressed one, or rows."""
+    """A part of one file or dataset, read by one task from its start to its end."""
 
     path: str
+    """Local path, URL, or name of a dataset."""
     name: str
+    """The path below the source's root, so that moving a corpus keeps ids."""
     start: int
+    """First byte, row, row group or shard, as the kind of source counts."""
     stop: int
-    first_line: int = 1
-
-    @property
-    def weight(self) -> int:
-        """Bytes of text, guessed for a compressed file, or rows."""
-        ratio = TEXT_COMPRESSION if self.path.endswith(COMPRESSED_SUFFIXES) else 1
-        return ratio * (self.stop - self.start)
-
-
-def read_jsonl(piece: Piece, text_column: str, id_column: str) -> Iterator[Document]:
-    """Yield the documents of a JSON lines file or of a part of one that begins at a line.
-
-    Raises:
-        DataError: A line is not JSON, not an object, or has no text; the message names the line.
-    """
-    lines = split_lines(read_chunks(piece.path, piece.start, piece.stop))
-    for number, line in enumerate(lines, piece.first_line):
-        if not line.strip():
-            continue
-        where = f"{piece.path}:{number}"
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError as exc:
-            raise DataError(f"{where}: not UTF-8 text: {exc.reason}") from exc
-        except (ValueError, RecursionError) as exc:
-            raise DataError(f"{where}: invalid JSON: {exc}") from exc
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: a {type(record).__name__}, not an object with a text field")
-        if text_column not in record:
-            raise DataError(
-                f"{where}: no field {text_column!r}, it has {sorted(record)[:20]}; "
-                "set data.source.text_column"
-            )
-        text = checked_text(record[text_column], f"{where}: field {text_column!r}")
-        given = record.get(id_column)
-        document_id = made_id(piece.name, number) if given is None else str(given)
-        yield Document(id=document_id, text=text, source=piece.name)
-
-
-def read_text(piece: Piece, document_bytes: int | None) -> Iterator[Document]:
-    """Yield a text file as one document, or cut at blank lines.
-
-    Raises:
-        DataError: The file is not UTF-8.
-    """
-    data = b"".join(read_chunks(piece.path))
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        line = data.count(b"\n", 0, exc.start) + 1
-        raise DataError(f"{piece.path}:{line}: not UTF-8 text: {exc.reason}") from exc
-    texts = [text] if document_bytes is None else cut_at_blank_lines(text, document_bytes)
-    for ordinal, part in enumerate(texts):
-        yield Document(id=made_id(piece.name, ordinal), text=part, source=piece.name)
-
-
-def cut_at_blank_lines(text: str, document_bytes: int) -> Iterator[str]:
-    """Cut text behind the first blank line after each `document_bytes`; joined, it is the text."""
-    lines: list[str] = []
-    size = 0
-    for line in text.splitlines(keepends=True):
-        lines.append(line)
-        size += len(line.encode())
-        if size >= document_bytes and not line.strip():
-            yield "".join(lines)
-            lines, size = [], 0
-    if lines:
-        yield "".join(lines)
+    """One behind the last; a compressed file is one piece from 0 to its size."""
+    weight_bytes: int
+    """Bytes of text, about, to give tasks equal work."""
 
 
 def made_id(name: str, ordinal: int) -> str:
-    """Give the id of a document that has none: the hash of where it stands."""
+    """Give the id of a document that has none: the hash of where it stands.
+
+    Args:
+        name: The file below the source's root.
+        ordinal: What tells it from others in the file: first byte of a line, or row.
+    """
     return hashlib.sha256(f"{name}\n{ordinal}".encode()).hexdigest()
 
 
-def checked_text(text: object, where: str) -> str:
-    """Give `text` if it is text that UTF-8 can hold.
+def utf8_bytes(text: str) -> int:
+    """Give the size of a text in UTF-8, with no copy of all of it.
 
     Raises:
-        DataError: It is not; the message begins with `where`.
+        UnicodeEncodeError: It holds half of a surrogate pair.
+    """
+    if text.isascii():
+        return len(text)
+    starts = range(0, len(text), ENCODED_CHARACTERS)
+    return sum(len(text[start : start + ENCODED_CHARACTERS].encode()) for start in starts)
+
+
+def check_document(text: object, given_id: object, place: Place, limit_bytes: int) -> Record:
+    """Make a document of what a record holds, or say why it is none.
+
+    Args:
+        text: What stands in the text field.
+        given_id: What stands in the id field; None makes an id.
+        place: Where the record stands.
+        limit_bytes: UTF-8 bytes of the longest document.
     """
     if not isinstance(text, str):
-        raise DataError(f"{where} holds a {type(text).__name__}, not text")
+        detail = f"{place.field} holds a {type(text).__name__}, not text".lstrip()
+        reason = "no_text" if text is None else "not_text"
+        return BadRecord(reason=reason, where=place.where(), detail=detail)
     try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        raise DataError(f"{where} holds half of a surrogate pair, which is not text") from exc
-    return text
+        num_bytes = utf8_bytes(text)
+    except UnicodeEncodeError:
+        detail = f"{place.field} holds half of a surrogate pair, which is not text".lstrip()
+        return BadRecord(reason="lone_surrogate", where=place.where(), detail=detail)
+    if num_bytes > limit_bytes:
+        return too_large(place.where(), num_bytes, limit_bytes)
+    return Document(
+        id=made_id(place.source, place.ordinal) if given_id is None else str(given_id),
+        text=text,
+        source=place.source,
+        has_given_id=given_id is not None,
+    )
+
+
+def too_large(where: str, num_bytes: int, limit_bytes: int) -> BadRecord:
+    """Say that a document is longer than the config allows."""
+    detail = (
+        f"a document of {num_bytes:,} bytes or more is longer than "
+        f"data.max_document_bytes={limit_bytes:,}; raise it, or cut the document"
+    )
+    return BadRecord(reason="too_large", where=where, detail=detail)
+
+
+def trusted(records: Iterator[Record]) -> Iterator[Document]:
+    """Yield documents until one is bad.
+
+    Raises:
+        DataError: A record is no document.
+    """
+    for record in records:
+        if isinstance(record, BadRecord):
+            raise DataError(str(record))
+        yield record

@@ -2,33 +2,38 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.data import DataConfig
+from pipeline.config.data import CleanConfig, DataConfig, SourceConfig
 from pipeline.data.sources import Source
-from pipeline.data.text_files import file_sha256
+from pipeline.data.storage import file_sha256
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the same recipe would give other shards."""
 SOURCE_OPTIONS = {
     "embedded": (),
-    "parquet": ("text_column", "id_column"),
-    "synthetic": ("synthetic",),
     "jsonl": ("text_column", "id_column"),
-    "text": ("document_bytes",),
-    "huggingface": ("text_column", "id_column", "split"),
+    "parquet": ("text_column", "id_column"),
+    "text": ("document", "document_bytes"),
+    "huggingface": ("text_column", "id_column", "split", "subset"),
+    "synthetic": ("synthetic",),
 }
-"""The fields of `data.source` that each kind looks at; the path does not count, the contents do."""
+"""The fields of a source that each kind looks at; the path does not count, the contents do."""
 
 
-def plan_recipe(data: DataConfig, source: Source) -> dict[str, Any]:
-    """Give everything that decides the token ids: source contents and options, tokenizer, split.
+def plan_recipe(data: DataConfig, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """Give everything that decides the token ids: sources and contents, cleaning, tokenizer, split.
+
+    The mixture is not part of it, nor what happens at bad input: shards with quarantined input say
+    so themselves.
 
     Raises:
-        DataError: The source or the tokenizer file is missing.
+        DataError: A source or the tokenizer file is missing.
     """
-    return {**plan_options(data), "contents": source.contents()}
+    contents = {name: source.contents() for name, source in sources.items()}
+    return {**plan_options(data), "contents": contents}
 
 
 def plan_options(data: DataConfig) -> dict[str, Any]:
@@ -37,21 +42,40 @@ def plan_options(data: DataConfig) -> dict[str, Any]:
     Raises:
         DataError: The tokenizer file is missing.
     """
-    config = data.source
-    tokenizer: dict[str, Any] = {"end_of_document": data.tokenizer.end_of_document}
+    tokenizer: dict[str, Any] = {
+        "end_of_document": data.tokenizer.end_of_document,
+        "special_tokens_in_text": data.tokenizer.special_tokens_in_text,
+    }
     if data.tokenizer.path is None:
         tokenizer["vocab_size"] = data.tokenizer.vocab_size
     else:
         tokenizer["sha256"] = file_sha256(Path(data.tokenizer.path).expanduser())
-    options = {name: getattr(config, name) for name in SOURCE_OPTIONS[config.kind]}
     return {
         "format_version": FORMAT_VERSION,
-        "source": {"kind": config.kind, **options},
+        "sources": {name: _options(source) for name, source in data.named_sources.items()},
+        "clean": _plan_cleaning(data.clean),
         "tokenizer": tokenizer,
         "validation_fraction": data.validation_fraction,
+        "max_document_bytes": data.max_document_bytes,
     }
 
 
 def fingerprint(recipe: dict[str, Any]) -> str:
     """Give 16 hex digits of the recipe's sha256."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _options(config: SourceConfig) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    return {"kind": config.kind, **{name: tree[name] for name in SOURCE_OPTIONS[config.kind]}}
+
+
+def _plan_cleaning(clean: CleanConfig) -> dict[str, Any]:
+    plan: dict[str, Any] = {"deduplicate": clean.deduplicate}
+    if clean.deduplicate == "minhash":
+        plan["minhash"] = clean.minhash.model_dump()
+    if clean.filters:
+        plan |= {"filters": list(clean.filters), "options": clean.options}
+    if clean.keep_dropped:
+        plan["keep_dropped"] = True
+    return plan

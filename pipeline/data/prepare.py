@@ -1,31 +1,33 @@
 """From a data config to a prepared directory; Ray Data tasks make its shards."""
 
 import fcntl
-import logging
-import os
-import shutil
+import hashlib
+import json
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from pipeline.config.data import DataConfig
 from pipeline.data.assembly import build_manifest, list_differences, npy_bytes, summarise
+from pipeline.data.filters import check_filters
+from pipeline.data.identities import find_repeated
 from pipeline.data.indexed import token_dtype
-from pipeline.data.plan import fingerprint, plan_options, plan_recipe
-from pipeline.data.progress import OnEvent, PrepareEvent, PrepareTotals, say
-from pipeline.data.ray_surroundings import (
-    check_answers,
-    environment_set,
-    python_path,
-    short_directory,
-    unreachable,
+from pipeline.data.ledger import (
+    SplitResult,
+    close_ledger,
+    forget,
+    open_ledger,
+    read_results,
 )
-from pipeline.data.shard_writer import ShardJob, SplitResult, is_validation, make_shards
+from pipeline.data.make_shards import ShardJob, is_validation, make_shards
+from pipeline.data.plan import fingerprint, plan_options, plan_recipe
+from pipeline.data.progress import OnEvent, PrepareEvent, ProgressCounter, say
+from pipeline.data.ray_tasks import ray_session, run_each
+from pipeline.data.sampling import first_texts, sample_documents
 from pipeline.data.shards import (
     MANIFEST_NAME,
     TOKEN_BYTES_NAME,
@@ -37,15 +39,10 @@ from pipeline.data.shards import (
     write_atomic,
     write_manifest,
 )
-from pipeline.data.sources import (
-    Source,
-    Split,
-    absolute_source,
-    build_source,
-    first_texts,
-    sample_documents,
-)
+from pipeline.data.sources import Source, Split, build_sources, pinned_sources, plan_splits
+from pipeline.data.split_reader import RecordKey
 from pipeline.data.tokenizer import (
+    EncoderChoice,
     TokenizerFacts,
     choose_encoder,
     load_tokenizer,
@@ -53,126 +50,199 @@ from pipeline.data.tokenizer import (
 )
 from pipeline.errors import ConfigError, DataError
 
-OBJECT_STORE_BYTES = 200 << 20
-"""Of a local Ray; only manifest rows travel through it."""
+Exclusions = dict[int, dict[RecordKey, str]]
+"""By split, the records that are left out, with the reason."""
 
 
 def prepare(data: DataConfig, on_event: OnEvent = lambda event: None) -> ShardManifest:
-    """Tokenize a source into shards, or find that this has been done.
+    """Tokenize all sources into shards, go on where a killed call stopped, or find it done.
 
     Args:
-        data: Source, tokenizer and split; `output_dir` or `prepared_dir` is set.
-        on_event: Takes one line of progress at a time.
+        data: Sources, policies, tokenizer and split; `output_dir` or `prepared_dir` is set.
+        on_event: Takes lines of progress, and counts after every finished split.
 
     Returns:
         The manifest of the prepared directory, which stands in `output_dir` under its fingerprint.
 
     Raises:
-        ConfigError: The config names no directory.
+        ConfigError: The config names no directory, or a filter that cannot be had.
         DataError: The source is unusable, a split would be empty, or a directory that is already
-            there does not match the config. Nothing that looks finished is left behind.
+            there does not match the config. Finished splits stay, without a manifest: the next
+            call goes on from there.
         LaunchError: The Ray cluster cannot be reached.
     """
-    source = build_source(data.source)
+    check_filters(data.clean)
+    sources = build_sources(data)
     if data.prepared_dir is not None:
-        return _use_prepared(data, data.prepared_dir, source, on_event)
+        return _use_prepared(data, data.prepared_dir, sources, on_event)
     if data.output_dir is None:
         raise ConfigError("data.output_dir is not set: name a directory for the prepared shards")
-    recipe = plan_recipe(data, source)
+    recipe = plan_recipe(data, sources)
     directory = data.output_dir / fingerprint(recipe)
     if not (directory / MANIFEST_NAME).exists():
         with _alone(directory, on_event):
             if not (directory / MANIFEST_NAME).exists():
-                return _prepare_afresh(data, source, recipe, directory, on_event)
-    return _reuse(directory, recipe, on_event)
+                return _Preparation(data, recipe, directory, on_event).run()
+    return _reuse(data, directory, recipe, on_event)
 
 
-@contextmanager
-def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
-    """Hold a connection to Ray: the one that is there, the cluster at an address, or a local one.
+class _Preparation:
+    """One preparation that nobody else works on."""
 
-    A connection found open is left as it is. A cluster is left running. A local Ray is started
-    without dashboard, log lines and tokens, is bound to loopback, and is gone afterwards together
-    with its directory.
+    def __init__(
+        self, data: DataConfig, recipe: dict[str, Any], directory: Path, on_event: OnEvent
+    ) -> None:
+        self._data = pinned_sources(data, recipe["contents"])
+        self._sources = build_sources(self._data)
+        self._recipe = recipe
+        self._directory = directory
+        self._on_event = on_event
 
-    Args:
-        address: Ray address; None takes RAY_ADDRESS, and without that starts a local Ray.
-        num_cpus: CPUs of a local Ray; None counts them.
+    def run(self) -> ShardManifest:
+        """Make what is missing, then the manifest."""
+        splits = plan_splits(self._sources)
+        tokenizer = self._tokenizer(splits)
+        choice = choose_encoder(tokenizer, first_texts(self._data, self._sources, splits))
+        for message in choice.messages:
+            say(self._on_event, message)
+        job = ShardJob(
+            data=self._data,
+            directory=self._directory,
+            tokenizer_json=tokenizer.tokenizer_json,
+            encoder=choice.name,
+            end_of_document_id=tokenizer.end_of_document_id,
+            dtype=token_dtype(tokenizer.vocab_size),
+        )
+        with _writing_to(self._directory):
+            open_ledger(self._directory, self._job_digest(tokenizer))
+            write_atomic(self._directory / TOKENIZER_NAME, tokenizer.tokenizer_json.encode())
+            write_atomic(self._directory / TOKEN_BYTES_NAME, npy_bytes(tokenizer.token_bytes))
+        results = self._make_all(splits, job)
+        manifest = self._finish(tokenizer, choice, job, results)
+        self._on_event(
+            PrepareEvent(
+                message=f"prepared {summarise(manifest)}",
+                totals=self._counter.totals,
+                directory=self._directory,
+                is_finished=True,
+            )
+        )
+        return manifest
 
-    Raises:
-        LaunchError: Nobody answers at the address, or what answers is no Ray of this version.
-    """
-    import ray
+    def _tokenizer(self, splits: list[Split]) -> TokenizerFacts:
+        config = self._data.tokenizer
+        if config.path is not None:
+            return load_tokenizer(Path(config.path).expanduser(), config.end_of_document)
+        trained = self._directory / TOKENIZER_NAME
+        if trained.exists():
+            # Left by a call that was killed; the ledger vouches for shards made with this one only.
+            say(self._on_event, f"using the tokenizer that was trained before in {trained}")
+            return load_tokenizer(trained, config.end_of_document)
+        size = f"{config.vocab_size} entries"
+        say(self._on_event, f"training a byte-level BPE of {size} on the training documents")
+        started = time.perf_counter()
+        documents = sample_documents(self._data, self._sources, splits)
+        fraction = self._data.validation_fraction
+        tokenizer = train_tokenizer(
+            (d.text for d in documents if not is_validation(d.id, fraction)), config
+        )
+        seconds = time.perf_counter() - started
+        size = f"{tokenizer.vocab_size} entries"
+        say(self._on_event, f"trained a tokenizer of {size} in {seconds:.1f} s")
+        with _writing_to(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_atomic(trained, tokenizer.tokenizer_json.encode())
+        return tokenizer
 
-    address = address or os.environ.get("RAY_ADDRESS")
-    package_root = str(Path(__file__).parents[2])
-    if ray.is_initialized():
-        yield
-    elif address and address != "local":
-        # Inside a Ray job the job's own environment brings the package, and Ray refuses a second.
-        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        runtime_env = None if in_job else {"env_vars": {"PYTHONPATH": package_root}}
-        check_answers(address)
-        try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
-        except (ConnectionError, RuntimeError, ValueError) as exc:
-            raise unreachable(address, exc) from exc
-        try:
-            yield
-        finally:
-            ray.shutdown()
-    else:
-        with short_directory() as directory:
-            variables = {
-                "RAY_AUTH_MODE": "disabled",  # else Ray writes a token into the home directory
-                "RAY_USAGE_STATS_ENABLED": "0",
-                "PYTHONPATH": os.pathsep.join([package_root, *python_path()]),
-            }
-            with environment_set(variables):
-                ray.init(
-                    "local",
-                    num_cpus=num_cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=directory,
-                )
-            try:
-                yield
-            finally:
-                ray.shutdown()
+    def _job_digest(self, tokenizer: TokenizerFacts) -> str:
+        parts = [json.dumps(self._recipe, sort_keys=True), tokenizer.tokenizer_json]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _make_all(self, splits: list[Split], job: ShardJob) -> list[SplitResult]:
+        allow_bad = self._data.on_bad_input == "quarantine"
+        done = read_results(self._directory, len(splits), job.dtype, allow_bad=allow_bad)
+        self._counter = ProgressCounter(splits, list(done.values()), self._directory)
+        if done:
+            say(self._on_event, f"going on: {len(done)} of {len(splits)} splits are done")
+        if len(done) < len(splits):
+            say(self._on_event, "starting Ray, or joining the one that is there")
+        with ray_session():
+            exclusions: Exclusions = {}
+            self._counter.start()
+            self._on_event(self._counter.event(f"tokenizing the source, cut into {len(splits)}"))
+            missing = [split for split in splits if split.index not in done]
+            done |= self._make(missing, job, exclusions)
+            done |= self._without_repeated(splits, job, exclusions)
+        return [done[split.index] for split in splits]
+
+    def _make(
+        self, splits: list[Split], job: ShardJob, exclusions: Exclusions
+    ) -> dict[int, SplitResult]:
+        items = [(split, exclusions.get(split.index)) for split in splits]
+        results = {}
+        for result in run_each(partial(_make_item, job), items, partial(_explain, job)):
+            results[result.index] = result
+            self._counter.add(result)
+            self._on_event(self._counter.event(_describe(result, self._counter)))
+        return results
+
+    def _without_repeated(
+        self, splits: list[Split], job: ShardJob, exclusions: Exclusions
+    ) -> dict[int, SplitResult]:
+        """Make the splits anew in which ids stand that were given before.
+
+        Raises:
+            DataError: There are such ids, and the policy is to fail.
+        """
+        repeated = find_repeated(self._directory, splits)
+        if not repeated:
+            return {}
+        if self._data.on_bad_input == "fail":
+            raise DataError(self._describe_repeated(splits, repeated))
+        affected = [split for split in splits if split.index in repeated]
+        for split in affected:
+            forget(self._directory, split.index)
+            self._counter.remove(split.index)
+        both = {i: {**exclusions.get(i, {}), **places} for i, places in repeated.items()}
+        return self._make(affected, job, both)
+
+    def _describe_repeated(self, splits: list[Split], repeated: Exclusions) -> str:
+        index = min(repeated)
+        number, ordinal = min(repeated[index])
+        split = splits[index]
+        piece = split.pieces[number]
+        records = self._sources[split.source].read(piece)
+        record = next(r for i, r in enumerate(records) if i == ordinal)
+        total = sum(len(places) for places in repeated.values())
+        return (
+            f"{piece.path}, record {ordinal}: the id {getattr(record, 'id', '')!r} has been given "
+            f"before in source {split.source!r}; {total} such documents in all. Make ids unique, "
+            "or make them from places (id_column=null), or leave out all but the first "
+            "(data.on_bad_input=quarantine)"
+        )
+
+    def _finish(
+        self,
+        tokenizer: TokenizerFacts,
+        choice: EncoderChoice,
+        job: ShardJob,
+        results: list[SplitResult],
+    ) -> ShardManifest:
+        manifest = build_manifest(self._data, self._recipe, tokenizer, choice, job, results)
+        for name in get_args(SplitName):
+            ShardSet(manifest, name)
+        with _writing_to(self._directory):
+            write_manifest(manifest)
+            close_ledger(self._directory)
+        return manifest
 
 
-def run_tasks(splits: list[Split], job: ShardJob) -> Iterator[SplitResult]:
-    """Make the shards of every split as Ray Data tasks, one a split, in the order they finish.
-
-    Raises:
-        DataError: A task failed; the message is the one that the task gave.
-    """
-    import ray.data
-    import ray.exceptions
-
-    def make(row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return {"result": make_shards(row["split"], job), "error": None}
-        except Exception as exc:  # Ray would hand over a traceback as text instead of this message
-            return {"result": None, "error": _explain(exc, job)}
-
-    rows = [{"split": split} for split in splits]
-    try:
-        with _quiet_ray_data():
-            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(make)
-            for row in dataset.iter_rows():
-                if row["error"] is not None:
-                    raise DataError(row["error"])
-                yield row["result"]
-    except ray.exceptions.RayError as exc:
-        raise DataError(f"a tokenization task was lost: {str(exc).splitlines()[0]}") from exc
+def _make_item(job: ShardJob, item: tuple[Split, dict[RecordKey, str] | None]) -> SplitResult:
+    split, exclusions = item
+    return make_shards(split, job, exclusions)
 
 
-def _explain(exc: Exception, job: ShardJob) -> str:
+def _explain(job: ShardJob, exc: Exception) -> str:
     if isinstance(exc, DataError):
         return str(exc)
     if isinstance(exc, OSError):
@@ -180,117 +250,28 @@ def _explain(exc: Exception, job: ShardJob) -> str:
     return f"a tokenization task failed: {''.join(traceback.format_exception(exc))}"
 
 
-def _prepare_afresh(
-    data: DataConfig, source: Source, recipe: dict[str, Any], directory: Path, on_event: OnEvent
+def _describe(result: SplitResult, counter: ProgressCounter) -> str:
+    records = result.shards.values()
+    num_bytes = sum(record.text_bytes for record in records)
+    totals = counter.totals
+    return (
+        f"tokenized {totals.num_splits_done}/{totals.num_splits}: "
+        f"{sum(r.documents for r in records):,} documents, "
+        f"{sum(r.tokens for r in records):,} tokens, "
+        f"{num_bytes / 1e6 / result.seconds:.1f} MB/s in its task"
+    )
+
+
+def _reuse(
+    data: DataConfig, directory: Path, recipe: dict[str, Any], on_event: OnEvent
 ) -> ShardManifest:
-    try:
-        with _writing_to(directory):
-            if directory.exists():
-                say(on_event, f"removing the unfinished {directory}")
-                shutil.rmtree(directory)
-            directory.mkdir(parents=True)
-        splits = source.splits()
-        tokenizer = _make_tokenizer(data, source, splits, on_event)
-        choice = choose_encoder(tokenizer, first_texts(source, splits))
-        for message in choice.messages:
-            say(on_event, message)
-        with _writing_to(directory):
-            write_atomic(directory / TOKENIZER_NAME, tokenizer.tokenizer_json.encode())
-            write_atomic(directory / TOKEN_BYTES_NAME, npy_bytes(tokenizer.token_bytes))
-        job = ShardJob(
-            source=absolute_source(data.source),
-            directory=directory,
-            tokenizer_json=tokenizer.tokenizer_json,
-            encoder=choice.name,
-            end_of_document_id=tokenizer.end_of_document_id,
-            dtype=token_dtype(tokenizer.vocab_size),
-            validation_fraction=data.validation_fraction,
-        )
-        results = _collect(splits, job, on_event)
-        manifest = build_manifest(data, recipe, tokenizer, choice, job, results)
-        for name in get_args(SplitName):
-            ShardSet(manifest, name)
-        with _writing_to(directory):
-            write_manifest(manifest)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-    say(on_event, f"prepared {summarise(manifest)}")
-    return manifest
-
-
-@contextmanager
-def _writing_to(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise DataError(f"cannot write to {directory}: {exc.strerror or exc}") from exc
-
-
-def _make_tokenizer(
-    data: DataConfig, source: Source, splits: list[Split], on_event: OnEvent
-) -> TokenizerFacts:
-    config = data.tokenizer
-    if config.path is not None:
-        return load_tokenizer(Path(config.path).expanduser(), config.end_of_document)
-    say(
-        on_event,
-        f"training a byte-level BPE of {config.vocab_size} entries on the training documents",
-    )
-    started = time.perf_counter()
-    tokenizer = train_tokenizer(
-        (
-            document.text
-            for document in sample_documents(source, splits)
-            if not is_validation(document.id, data.validation_fraction)
-        ),
-        config,
-    )
-    seconds = time.perf_counter() - started
-    say(on_event, f"trained a tokenizer of {tokenizer.vocab_size} entries in {seconds:.1f} s")
-    return tokenizer
-
-
-def _collect(splits: list[Split], job: ShardJob, on_event: OnEvent) -> list[SplitResult]:
-    say(on_event, "starting Ray, or joining the one that is there")
-    results: list[SplitResult] = []
-    with ray_session():
-        files = {piece.name for split in splits for piece in split.pieces}
-        totals = PrepareTotals(num_splits=len(splits), num_files=len(files))
-        line = f"tokenizing the source, cut into {len(splits)}"
-        on_event(PrepareEvent(message=line, totals=totals, directory=job.directory))
-        started = time.perf_counter()
-        for result in run_tasks(splits, job):
-            results.append(result)
-            records = result.shards.values()
-            num_bytes = sum(record.text_bytes for record in records)
-            totals = replace(
-                totals,
-                num_splits_done=len(results),
-                documents=totals.documents + sum(r.documents for r in records),
-                text_bytes=totals.text_bytes + num_bytes,
-                tokens=totals.tokens + sum(r.tokens for r in records),
-                dropped_documents=Counter(totals.dropped_documents)
-                + Counter(result.dropped_documents),
-                seconds=time.perf_counter() - started,
-            )
-            line = (
-                f"tokenized {len(results)}/{len(splits)}: {sum(r.documents for r in records):,} "
-                f"documents, {sum(r.tokens for r in records):,} tokens, "
-                f"{num_bytes / 1e6 / result.seconds:.1f} MB/s in its task"
-            )
-            on_event(PrepareEvent(message=line, totals=totals, directory=job.directory))
-        say(on_event, f"tokenized all in {time.perf_counter() - started:.1f} s")
-    return sorted(results, key=lambda result: result.index)
-
-
-def _reuse(directory: Path, recipe: dict[str, Any], on_event: OnEvent) -> ShardManifest:
     manifest = load_manifest(directory)
     if manifest.fingerprint != fingerprint(recipe) or manifest.recipe != recipe:
         differences = list_differences(manifest.recipe, recipe)
         raise DataError(
             f"{directory} was made from something else ({differences}); delete it and prepare again"
         )
+    _check_quarantine(data, manifest)
     for name in get_args(SplitName):
         ShardSet(manifest, name)
     say(on_event, f"reusing {summarise(manifest)}")
@@ -298,11 +279,11 @@ def _reuse(directory: Path, recipe: dict[str, Any], on_event: OnEvent) -> ShardM
 
 
 def _use_prepared(
-    data: DataConfig, directory: Path, source: Source, on_event: OnEvent
+    data: DataConfig, directory: Path, sources: dict[str, Source], on_event: OnEvent
 ) -> ShardManifest:
     manifest = load_manifest(directory)
     try:
-        recipe = plan_recipe(data, source)
+        recipe = plan_recipe(data, sources)
     except DataError as exc:
         # Shards outlive their source: a run may resume where the text has never been.
         say(on_event, f"the text of {directory} is not compared: {exc}")
@@ -313,7 +294,26 @@ def _use_prepared(
             f"data.prepared_dir={directory} was not made from this config ({differences}); "
             "remove data.prepared_dir to prepare again"
         )
+    _check_quarantine(data, manifest)
     return manifest
+
+
+def _check_quarantine(data: DataConfig, manifest: ShardManifest) -> None:
+    """Refuse shards without the bad input of their source where bad input is to fail."""
+    if data.on_bad_input == "fail" and (manifest.quarantined_documents or manifest.bad_files):
+        raise DataError(
+            f"{manifest.directory} was prepared without bad input of its source "
+            f"({manifest.quarantined_documents}, {len(manifest.bad_files)} files); accept that by "
+            "data.on_bad_input=quarantine, or mend the source"
+        )
+
+
+@contextmanager
+def _writing_to(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise DataError(f"cannot write to {directory}: {exc.strerror or exc}") from exc
 
 
 @contextmanager
@@ -331,20 +331,3 @@ def _alone(directory: Path, on_event: OnEvent) -> Iterator[None]:
             say(on_event, f"waiting for another process that prepares {directory}")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    before = context.enable_progress_bars, context.print_on_execution_start
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.print_on_execution_start = before
-        logger.setLevel(level)

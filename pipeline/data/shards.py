@@ -7,20 +7,20 @@ last, `manifest.json`. Without the manifest the directory is not prepared.
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.data.indexed import little_endian, read_index
-from pipeline.data.text_files import file_sha256
+from pipeline.data.storage import file_sha256
 from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 TOKEN_BYTES_NAME = "token_bytes.npy"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 2
 
 SplitName = Literal["train", "validation"]
 
@@ -72,7 +72,7 @@ class SplitRecord(_Record):
 class ShardManifest(_Record):
     """What a prepared directory holds, and what it was made from."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     fingerprint: str
     """Hash of `recipe`; also the name of the directory."""
     recipe: dict[str, Any]
@@ -87,8 +87,15 @@ class ShardManifest(_Record):
     """The library that encoded; ids do not depend on it."""
     encoder_version: str
     splits: dict[SplitName, SplitRecord]
+    input_documents: int
+    """Records read: those in the splits, dropped and quarantined."""
     dropped_documents: dict[str, int]
     """Documents left out, by reason."""
+    quarantined_documents: dict[str, int]
+    """Records that could not be read and were left out on request, by reason."""
+    bad_files: list[dict[str, str]]
+    """Files or parts of them left out whole on request: name, reason, message; their records count
+    nowhere."""
     directory: Path = Field(default=Path(), exclude=True)
     """Where the shards stand; not part of the file, so that a directory can be moved."""
 
@@ -258,7 +265,10 @@ def describe_prepared(prepared_dir: Path) -> dict[str, Any]:
             name: split.text_bytes / (split.tokens - split.documents)
             for name, split in splits.items()
         },
+        "input_documents": manifest.input_documents,
         "dropped_documents": manifest.dropped_documents,
+        "quarantined_documents": manifest.quarantined_documents,
+        "bad_files": manifest.bad_files,
         "shards": [shard.name for split in splits.values() for shard in split.shards],
     }
 

@@ -13,7 +13,7 @@ from launch.run_dirs import init_run
 from launch.stopping import StopRequest
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import load_run
-from pipeline.data.prepare import ray_session
+from pipeline.data.ray_tasks import ray_session
 from pipeline.errors import LaunchError
 from pipeline.tracking.events import read_events
 from pipeline.tracking.store import Verdict, read_result, read_verdict

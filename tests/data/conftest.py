@@ -13,7 +13,7 @@ import zstandard
 
 from pipeline.config.data import DataConfig, SourceConfig, TokenizerConfig
 from pipeline.data.assembly import npy_bytes
-from pipeline.data.prepare import ray_session
+from pipeline.data.ray_tasks import ray_session
 from pipeline.data.shard_writer import write_shard
 from pipeline.data.shards import (
     ShardManifest,
@@ -122,7 +122,10 @@ def make_prepared(tmp_path: Path) -> Callable[..., ShardManifest]:
                 "train": _write_split(tmp_path, "train", train, dtype, sources),
                 "validation": _write_split(tmp_path, "validation", validation, dtype, sources),
             },
+            input_documents=0,
             dropped_documents={},
+            quarantined_documents={},
+            bad_files=[],
             directory=tmp_path,
         )
         write_manifest(manifest)

@@ -9,8 +9,8 @@ import pytest
 
 import pipeline
 from pipeline.config.data import DataConfig
+from pipeline.data.make_shards import hash_fraction
 from pipeline.data.prepare import prepare
-from pipeline.data.shard_writer import hash_fraction
 from pipeline.errors import ConfigError, DataError
 
 Make = Callable[..., DataConfig]

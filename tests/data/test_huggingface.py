@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.config.data import SourceConfig
-from pipeline.data.documents import Document
-from pipeline.data.sources import build_source
+from pipeline.data.documents import Document, trusted
+from pipeline.data.sources import Source, build_source
 from pipeline.errors import DataError
 
 pytestmark = pytest.mark.slow
@@ -17,8 +17,13 @@ ROWS = {"id": ["a", "b", "c"], "text": ["one", "", "drei \u00df"], "n": [1, 2, 3
 
 
 def read_all(path: Path | str, **config: Any) -> list[Document]:
-    source = build_source(SourceConfig(kind="huggingface", path=str(path), **config))
-    return [document for split in source.splits() for document in source.read(split)]
+    source = build(path, **config)
+    return [d for piece in source.pieces() for d in trusted(source.read(piece))]
+
+
+def build(path: Path | str, **config: Any) -> Source:
+    config = {"kind": "huggingface", "path": str(path), **config}
+    return build_source(SourceConfig(**config), max_document_bytes=1 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +63,17 @@ def test_an_unknown_text_column_lists_the_columns(saved: Path) -> None:
 
 
 def test_a_column_that_holds_no_text_names_the_row(saved: Path) -> None:
-    with pytest.raises(DataError, match="row 0, column 'n' holds a int, not text"):
+    with pytest.raises(DataError, match="row 0: column 'n' holds a int, not text"):
         read_all(saved / "plain", text_column="n")
 
 
 def test_contents_follow_the_files_of_a_local_dataset(
     saved: Path, tmp_path: Path, write_jsonl: Callable[..., Path]
 ) -> None:
-    plain = build_source(SourceConfig(kind="huggingface", path=str(saved / "plain"))).contents()
+    plain = build(saved / "plain").contents()
     assert {"state.json", "dataset_info.json"} < {entry["name"] for entry in plain}
     write_jsonl(tmp_path / "train.jsonl", [{"text": "a"}])
-    source = build_source(SourceConfig(kind="huggingface", path=str(tmp_path)))
+    source = build(tmp_path)
     before = source.contents()
     assert [d.text for d in read_all(tmp_path)] == ["a"]
     write_jsonl(tmp_path / "train.jsonl", [{"text": "b"}])

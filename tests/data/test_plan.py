@@ -8,13 +8,13 @@ import pytest
 
 from pipeline.config.data import DataConfig
 from pipeline.data.plan import fingerprint, plan_recipe
-from pipeline.data.sources import build_source
+from pipeline.data.sources import build_sources
 
 Make = Callable[..., DataConfig]
 
 
 def print_of(config: DataConfig) -> str:
-    return fingerprint(plan_recipe(config, build_source(config.source)))
+    return fingerprint(plan_recipe(config, build_sources(config)))
 
 
 @pytest.fixture
@@ -31,6 +31,11 @@ def corpus(tmp_path: Path, write_jsonl: Callable[..., Path]) -> Path:
         {"source": {"text_column": "body"}},
         {"source": {"id_column": "key"}},
         {"source": {"kind": "text"}},
+        {"max_document_bytes": 1000},
+        {"tokenizer": {"special_tokens_in_text": True}},
+        {"clean": {"deduplicate": "exact"}},
+        {"clean": {"deduplicate": "minhash"}},
+        {"clean": {"keep_dropped": True}},
     ],
 )
 def test_it_follows_every_option(

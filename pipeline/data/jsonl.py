@@ -1,0 +1,117 @@
+"""The JSON lines source: a document is an object with a text field on a line of its own."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import orjson
+
+from pipeline.config.data import SourceConfig
+from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
+from pipeline.data.sources import SPLIT_BYTES, file_pieces
+from pipeline.data.storage import describe_contents, find_all
+from pipeline.data.text_files import LongLine, read_chunks, split_lines, where_of
+
+SUFFIXES = (".jsonl", ".ndjson", ".json")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+ESCAPED_RATIO = 3
+"""JSON may spell each letter of two bytes as an escape of six."""
+OTHER_FIELDS_BYTES = 1 << 20
+"""Room in a line for all that is not the text."""
+
+
+class JsonlSource:
+    """JSON lines, plain, gzip or zstd; large plain files are cut at line borders."""
+
+    def __init__(self, config: SourceConfig, max_document_bytes: int) -> None:
+        self._config = config
+        self._limit_bytes = max_document_bytes
+
+    def contents(self) -> list[dict[str, str]]:
+        """Give what tells each file's contents."""
+        return describe_contents(find_all(self._config.paths, SUFFIXES))
+
+    def pieces(self) -> list[Piece]:
+        """Give whole files, and ranges of large plain ones."""
+        return file_pieces(find_all(self._config.paths, SUFFIXES), SPLIT_BYTES, border=b"\n")
+
+    def read(self, piece: Piece) -> Iterator[Record]:
+        """Yield what stands on each line that is not blank."""
+        return read_jsonl(
+            piece, self._config.text_column, self._config.id_column, self._limit_bytes
+        )
+
+
+def read_jsonl(
+    piece: Piece, text_column: str, id_column: str | None, limit_bytes: int
+) -> Iterator[Record]:
+    """Yield the records of a JSON lines file, or of a part of one that begins at a line.
+
+    Args:
+        piece: The file or part.
+        text_column: The field with the text.
+        id_column: The field with the id, if there is one.
+        limit_bytes: UTF-8 bytes of the longest document.
+
+    Raises:
+        BadFile: The file's bytes cannot be trusted.
+    """
+    line_limit = ESCAPED_RATIO * limit_bytes + OTHER_FIELDS_BYTES
+    chunks = read_chunks(piece.path, piece.start, piece.stop)
+    position = piece.start
+    for number, line in enumerate(split_lines(chunks, line_limit)):
+        begin = position
+        place = Place(
+            source=piece.name,
+            ordinal=begin,
+            where=partial(where_of, piece, number),
+            field=f"field {text_column!r}",
+        )
+        if isinstance(line, LongLine):
+            position += line.num_bytes + 1
+            yield too_large(place.where(), line.num_bytes, limit_bytes)
+            continue
+        position += len(line) + 1
+        if begin == 0:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if not line or line.isspace():
+            continue
+        parsed = _parse(line, text_column, place)
+        # No name may hold a long text while the next line is read.
+        del line
+        if isinstance(parsed, BadRecord):
+            yield parsed
+            continue
+        given_id = None if id_column is None else parsed.get(id_column)
+        record = check_document(parsed[text_column], given_id, place, limit_bytes)
+        del parsed
+        yield record
+        del record
+
+
+def _parse(line: bytes, text_column: str, place: Place) -> dict[str, Any] | BadRecord:
+    """Give the object on a line that has the text field, or what is wrong."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as exc:
+        reason, detail = _explain(line, exc)
+        return BadRecord(reason=reason, where=place.where(), detail=detail)
+    if not isinstance(record, dict):
+        detail = f"a {type(record).__name__}, not an object with a text field"
+        return BadRecord(reason="not_an_object", where=place.where(), detail=detail)
+    if text_column not in record:
+        has = sorted(record)[:20]
+        detail = f"no field {text_column!r}, it has {has}; set data.source.text_column"
+        return BadRecord(reason="no_text", where=place.where(), detail=detail)
+    return record
+
+
+def _explain(line: bytes, exc: orjson.JSONDecodeError) -> tuple[str, str]:
+    """Give the reason and the detail of a line that is no JSON."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as undecodable:
+        return "not_utf8", f"not UTF-8 text: {undecodable.reason}"
+    if "surrogate" in str(exc):
+        return "lone_surrogate", "a field holds half of a surrogate pair, which is not text"
+    return "invalid_json", f"invalid JSON: {exc}"

@@ -1,0 +1,170 @@
+"""From one split of a source to its shards and what became of each of its records.
+
+A shard is a function of its split, the config and the tokenizer, and of nothing else: not of the
+number of workers, nor of the order in which they finish.
+"""
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from pipeline.config.data import DataConfig
+from pipeline.data.documents import Document, utf8_bytes
+from pipeline.data.filters import build_cleaner
+from pipeline.data.identities import IdentityWriter
+from pipeline.data.ledger import SplitResult, write_result
+from pipeline.data.shard_writer import ShardWriter, write_shard
+from pipeline.data.shards import ShardRecord, SourceRange, SplitName
+from pipeline.data.sources import Split, build_source
+from pipeline.data.split_reader import BadPiece, RecordKey, SplitReader
+from pipeline.data.tokenizer import Encoder, build_encoder
+
+BATCH_DOCUMENTS = 1024
+BATCH_CHARACTERS = 1 << 23
+SINGLE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""One task uses one core; the parallelism is that of the tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """What every task of one preparation knows; it travels to the workers."""
+
+    data: DataConfig
+    """With paths that hold on every node."""
+    directory: Path
+    """The prepared directory."""
+    tokenizer_json: str
+    encoder: str
+    end_of_document_id: int
+    dtype: str
+
+
+def hash_fraction(document_id: str) -> float:
+    """Give the hash of a document id as a number in [0, 1), the same everywhere and always."""
+    return int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:6]) / 2**48
+
+
+def is_validation(document_id: str, validation_fraction: float) -> bool:
+    """Tell whether a document is held out; a larger fraction keeps those already held out."""
+    return hash_fraction(document_id) < validation_fraction
+
+
+def make_shards(
+    split: Split, job: ShardJob, exclusions: Mapping[RecordKey, str] | None = None
+) -> SplitResult:
+    """Tokenize one split, write its shards, and enter it in the ledger.
+
+    Args:
+        split: What to read.
+        job: How.
+        exclusions: Records of this split to leave out, with the reason.
+
+    Raises:
+        DataError: The source cannot be read; no shard of this split is left behind.
+    """
+    os.environ.update(SINGLE_THREAD)
+    source = build_source(job.data.named_sources[split.source], job.data.max_document_bytes)
+    cleaner = build_cleaner(job.data.clean)
+    reader = SplitReader(
+        split, job.data, source, cleaner, exclusions=exclusions, aside_dir=job.directory
+    )
+    while True:
+        try:
+            result = _attempt(split, job, reader)
+        except BadPiece as bad:
+            # Documents of the piece are in the batches already, so the split begins anew.
+            reader.leave_out(bad.number, bad.error)
+            continue
+        write_result(job.directory, result)
+        return result
+
+
+def _attempt(split: Split, job: ShardJob, reader: SplitReader) -> SplitResult:
+    started = time.perf_counter()
+    encoder = build_encoder(job.encoder, job.tokenizer_json)
+    sorter = _Sorter(validation_fraction=job.data.validation_fraction)
+    ranges = [SourceRange(name=p.name, start=p.start, stop=p.stop) for p in split.pieces]
+    shards: dict[SplitName, ShardRecord] = {}
+    num_without_tokens = 0
+    identities = IdentityWriter(job.directory, split)
+    with ExitStack() as stack:
+        writers: dict[SplitName, ShardWriter] = {
+            name: stack.enter_context(
+                write_shard(job.directory, f"{name}-{split.index:05d}", job.dtype)
+            )
+            for name in get_args(SplitName)
+        }
+        documents = identities.noting(reader.documents())
+        for name, texts in sorter.batches(documents):
+            num_without_tokens += _encode_into(writers[name], encoder, texts, job)
+            del texts  # no name may hold a long text while the next one is read
+        for name, writer in writers.items():
+            if (record := writer.finish(split.source, job.encoder, ranges)) is not None:
+                shards[name] = record
+        identities.commit()
+    counts = reader.counts
+    counts.dropped["no_tokens"] += num_without_tokens
+    return SplitResult(
+        index=split.index,
+        shards=shards,
+        input_documents=counts.input_documents,
+        dropped_documents=_positive(counts.dropped),
+        quarantined_documents=_positive(counts.quarantined),
+        bad_files=counts.bad_files,
+        smallest_hash=sorter.smallest_hash,
+        largest_hash=sorter.largest_hash,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(kw_only=True)
+class _Sorter:
+    """Sorts documents by split and gathers them to batches worth one call of the encoder."""
+
+    validation_fraction: float
+    smallest_hash: float = 1.0
+    largest_hash: float = 0.0
+    _waiting: dict[SplitName, list[str]] = field(
+        default_factory=lambda: {name: [] for name in get_args(SplitName)}
+    )
+
+    def batches(self, documents: Iterable[Document]) -> Iterator[tuple[SplitName, list[str]]]:
+        characters = dict.fromkeys(self._waiting, 0)
+        for document in documents:
+            fraction = hash_fraction(document.id)
+            self.smallest_hash = min(self.smallest_hash, fraction)
+            self.largest_hash = max(self.largest_hash, fraction)
+            name: SplitName = "validation" if fraction < self.validation_fraction else "train"
+            texts = self._waiting[name]
+            texts.append(document.text)
+            characters[name] += len(document.text)
+            del document
+            if len(texts) == BATCH_DOCUMENTS or characters[name] >= BATCH_CHARACTERS:
+                self._waiting[name], characters[name] = [], 0
+                yield name, texts
+            del texts
+        yield from ((name, texts) for name, texts in self._waiting.items() if texts)
+
+
+def _encode_into(writer: ShardWriter, encoder: Encoder, texts: list[str], job: ShardJob) -> int:
+    """Append encoded documents, each closed; give the number of those that had no tokens."""
+    ids, offsets = encoder.encode(texts)
+    lengths = np.diff(offsets)
+    kept = lengths > 0
+    if kept.any():
+        closed = np.insert(ids, offsets[1:][kept], np.uint32(job.end_of_document_id))
+        text_bytes = sum(utf8_bytes(t) for t, keep in zip(texts, kept, strict=True) if keep)
+        writer.add(closed, lengths[kept] + 1, text_bytes)
+    return int((~kept).sum())
+
+
+def _positive(counts: Counter[str]) -> dict[str, int]:
+    return {reason: number for reason, number in sorted(counts.items()) if number}

@@ -1,0 +1,136 @@
+"""The Parquet source: a document is a row; tasks read row groups."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.config.data import SourceConfig
+from pipeline.data.documents import BadFile, BadRecord, Piece, Place, Record, check_document
+from pipeline.data.sources import SPLIT_BYTES, whole_piece
+from pipeline.data.storage import SourceFile, describe_contents, find_all, open_binary
+
+SUFFIXES = (".parquet",)
+BATCH_ROWS = 1024
+TEXT_TYPES = ("string", "large_string", "string_view")
+
+
+class ParquetSource:
+    """Parquet files; a large one is cut between row groups."""
+
+    def __init__(self, config: SourceConfig, max_document_bytes: int) -> None:
+        self._config = config
+        self._limit_bytes = max_document_bytes
+
+    def contents(self) -> list[dict[str, str]]:
+        """Give what tells each file's contents."""
+        return describe_contents(find_all(self._config.paths, SUFFIXES))
+
+    def pieces(self) -> list[Piece]:
+        """Give runs of row groups."""
+        files = find_all(self._config.paths, SUFFIXES)
+        return [piece for file in files for piece in self._cut(file)]
+
+    def read(self, piece: Piece) -> Iterator[Record]:
+        """Yield a record for each row.
+
+        Raises:
+            BadFile: The file is damaged, or its text column is missing or holds no text.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with open_binary(piece.path) as stream:
+            try:
+                file = pq.ParquetFile(stream)
+                self._check_columns(piece.path, file.schema_arrow)
+                groups = list(range(piece.start, min(piece.stop, file.num_row_groups)))
+                if len(groups) < piece.stop - piece.start and piece.stop > 1:
+                    raise BadFile("truncated_file", f"{piece.path} has lost row groups")
+                row = sum(file.metadata.row_group(i).num_rows for i in range(piece.start))
+                yield from self._rows(file, groups, piece, row)
+            except (pa.ArrowException, OSError) as exc:
+                raise _damaged(piece.path, exc) from exc
+
+    def _rows(self, file: Any, groups: list[int], piece: Piece, row: int) -> Iterator[Record]:
+        config = self._config
+        names = [config.text_column]
+        if config.id_column in file.schema_arrow.names:
+            names.append(str(config.id_column))
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names):
+            # As bytes, because one text that is not UTF-8 would take the whole batch with it.
+            texts = batch.column(0).cast("large_binary")
+            ids = batch.column(1) if len(names) > 1 else None
+            for i in range(batch.num_rows):
+                given = None if ids is None else ids[i].as_py()
+                yield self._record(texts[i].as_py(), given, piece, row + i)
+            row += batch.num_rows
+
+    def _record(self, data: bytes | None, given: object, piece: Piece, row: int) -> Record:
+        field = f"column {self._config.text_column!r}"
+        where = f"{piece.path}, row {row}"
+        try:
+            text = None if data is None else data.decode()
+        except UnicodeDecodeError as exc:
+            detail = f"{field} is not UTF-8 text: {exc.reason}"
+            return BadRecord(reason="not_utf8", where=where, detail=detail)
+        place = Place(source=piece.name, ordinal=row, where=lambda: where, field=field)
+        return check_document(text, given, place, self._limit_bytes)
+
+    def _check_columns(self, path: str, schema: Any) -> None:
+        name = self._config.text_column
+        if name not in schema.names:
+            raise BadFile(
+                "no_text_column",
+                f"{path} has no column {name!r}; "
+                f"set data.source.text_column to one of {schema.names}",
+            )
+        kind = schema.field(name).type
+        # Dictionaries of strings decode to strings; an extension type may mean anything.
+        value_type = getattr(kind, "value_type", kind) if "dictionary" in str(kind) else kind
+        if str(value_type) not in TEXT_TYPES:
+            raise BadFile(
+                "column_not_text",
+                f"{path}: column {name!r} holds {kind}, not text; set data.source.text_column",
+            )
+
+    def _cut(self, file: SourceFile) -> list[Piece]:
+        """Cut a file at row groups; one that cannot be opened is left whole for its reader."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if file.is_missing:
+            return [whole_piece(file)]
+        try:
+            with open_binary(file.path) as stream:
+                metadata = pq.ParquetFile(stream).metadata
+                sizes = [
+                    _text_bytes(metadata.row_group(i), self._config.text_column)
+                    for i in range(metadata.num_row_groups)
+                ]
+        except (pa.ArrowException, OSError, BadFile):
+            return [Piece(path=file.path, name=file.name, start=0, stop=1, weight_bytes=0)]
+        return _gather_groups(file, sizes)
+
+
+def _text_bytes(row_group: Any, text_column: str) -> int:
+    """Give the uncompressed size of the text column, of all columns where it is not found."""
+    columns = [row_group.column(i) for i in range(row_group.num_columns)]
+    texts = [c.total_uncompressed_size for c in columns if c.path_in_schema == text_column]
+    return int(sum(texts) or row_group.total_byte_size)
+
+
+def _gather_groups(file: SourceFile, sizes: list[int]) -> list[Piece]:
+    pieces, start, weight = [], 0, 0
+    for group, size in enumerate(sizes):
+        weight += size
+        if weight >= SPLIT_BYTES or group == len(sizes) - 1:
+            stop = group + 1
+            pieces.append(
+                Piece(path=file.path, name=file.name, start=start, stop=stop, weight_bytes=weight)
+            )
+            start, weight = stop, 0
+    return pieces
+
+
+def _damaged(path: str, exc: Exception) -> BadFile:
+    first = (str(exc).splitlines() or [type(exc).__name__])[0]
+    return BadFile("damaged_file", f"{path} is not a whole Parquet file ({first}); copy it again")
