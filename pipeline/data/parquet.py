@@ -108,7 +108,7 @@ class ParquetSource:
                 ]
         except (pa.ArrowException, OSError, BadFile):
             return [Piece(path=file.path, name=file.name, start=0, stop=1, weight_bytes=0)]
-        return _gather_groups(file, sizes)
+        return gather_groups(file, sizes, SPLIT_BYTES)
 
 
 def _text_bytes(row_group: Any, text_column: str) -> int:
@@ -118,11 +118,18 @@ def _text_bytes(row_group: Any, text_column: str) -> int:
     return int(sum(texts) or row_group.total_byte_size)
 
 
-def _gather_groups(file: SourceFile, sizes: list[int]) -> list[Piece]:
+def gather_groups(file: SourceFile, sizes: list[int], limit_bytes: int) -> list[Piece]:
+    """Gather the row groups of a file to pieces of about `limit_bytes`.
+
+    Args:
+        file: The file.
+        sizes: Bytes of text of each row group.
+        limit_bytes: Size at which a piece is full.
+    """
     pieces, start, weight = [], 0, 0
     for group, size in enumerate(sizes):
         weight += size
-        if weight >= SPLIT_BYTES or group == len(sizes) - 1:
+        if weight >= limit_bytes or group == len(sizes) - 1:
             stop = group + 1
             pieces.append(
                 Piece(path=file.path, name=file.name, start=start, stop=stop, weight_bytes=weight)

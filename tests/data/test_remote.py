@@ -1,0 +1,133 @@
+"""Sources in a store: fsspec's memory, and a real S3 server on loopback read by real Ray tasks."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline
+from pipeline.config.data import DataConfig, SourceConfig
+from pipeline.data.documents import trusted
+from pipeline.data.prepare import prepare
+from pipeline.data.shards import load_manifest
+from pipeline.data.sources import Source, build_source
+from pipeline.errors import DataError
+
+Make = Callable[..., DataConfig]
+PREPARE = (
+    "import sys\n"
+    "from pipeline.config.data import DataConfig\n"
+    "from pipeline.data.prepare import prepare\n"
+    "print(prepare(DataConfig.model_validate_json(sys.argv[1])).directory)"
+)
+LINES = [json.dumps({"id": f"d{i}", "text": f"{i} " + "sea ship " * 50}) for i in range(300)]
+DATA = "".join(line + "\n" for line in LINES).encode()
+
+
+def build(path: str | tuple[str, ...], kind: str = "jsonl", **fields: Any) -> Source:
+    config = SourceConfig.model_validate({"kind": kind, "path": path, **fields})
+    return build_source(config, max_document_bytes=1 << 20)
+
+
+def ids(source: Source) -> list[str]:
+    return [d.id for piece in source.pieces() for d in trusted(source.read(piece))]
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    yield fs
+    fs.rm("/", recursive=True)
+
+
+def test_a_store_is_read_by_file_directory_and_glob(memory: Any) -> None:
+    memory.pipe("/corpus/b/two.jsonl.gz", gzip.compress(DATA[: len(LINES[0]) + 1]))
+    memory.pipe("/corpus/one.jsonl", DATA)
+    memory.pipe("/corpus/.hidden.jsonl", DATA)
+    memory.pipe("/corpus/readme.pdf", b"x")
+    assert ids(build("memory://corpus/one.jsonl")) == [f"d{i}" for i in range(300)]
+    assert ids(build("memory://corpus")) == ["d0", *(f"d{i}" for i in range(300))]
+    assert ids(build("memory://corpus/*/*.gz")) == ["d0"]
+    names = [entry["name"] for entry in build("memory://corpus").contents()]
+    assert names == ["b/two.jsonl.gz", "one.jsonl"]
+
+
+def test_contents_in_a_store_follow_its_own_versions(memory: Any) -> None:
+    memory.pipe("/corpus/one.jsonl", DATA)
+    before = build("memory://corpus").contents()
+    assert build("memory://corpus").contents() == before
+    memory.pipe("/corpus/one.jsonl", DATA)
+    assert build("memory://corpus").contents() != before
+
+
+def test_what_is_not_there_is_named(memory: Any) -> None:
+    with pytest.raises(DataError, match="memory://nowhere holds no file"):
+        build("memory://nowhere").pieces()
+    with pytest.raises(DataError, match="Protocol not known: nonsense"):
+        build("nonsense://x").pieces()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An S3 server with one bucket; gives its address."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3", endpoint_url=address, region_name="us-east-1",
+        aws_access_key_id="test", aws_secret_access_key="test",
+    )  # fmt: skip
+    client.create_bucket(Bucket="corpus")
+    for number in range(3):
+        body = "".join(line + "\n" for line in LINES[100 * number : 100 * number + 100])
+        client.put_object(Bucket="corpus", Key=f"text/part{number}.jsonl", Body=body.encode())
+    yield address
+    server.stop()
+
+
+@pytest.mark.slow
+def test_an_s3_bucket_gives_the_shards_of_the_same_files_on_disk(
+    local_ray: None, s3: str, tmp_path: Path, make_config: Make
+) -> None:
+    local = tmp_path / "text"
+    local.mkdir()
+    for number in range(3):
+        body = "".join(line + "\n" for line in LINES[100 * number : 100 * number + 100])
+        (local / f"part{number}.jsonl").write_text(body)
+    here = prepare(make_config(local, tmp_path / "out"))
+    config = make_config(local, tmp_path / "out", source={"path": "s3://corpus/text"})
+    # In a process of its own, because workers get their credentials when Ray starts.
+    shown = subprocess.run(
+        [sys.executable, "-c", PREPARE, config.model_dump_json()],
+        cwd=Path(pipeline.__file__).parents[1],
+        env=os.environ
+        | {
+            "AWS_ENDPOINT_URL": s3,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    manifest = load_manifest(Path(shown.stdout.strip()))
+    for name, split in here.splits.items():
+        assert [s.sha256 for s in manifest.splits[name].shards] == [s.sha256 for s in split.shards]
+    contents = manifest.recipe["contents"]["jsonl"]
+    assert [entry["name"] for entry in contents] == [f"part{i}.jsonl" for i in range(3)]
+    assert all(entry["version"] not in ("None", "") for entry in contents)
