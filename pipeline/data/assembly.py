@@ -108,9 +108,12 @@ def list_differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 def summarise(manifest: ShardManifest) -> str:
     """Say in one line what a prepared directory holds."""
     train, validation = manifest.splits["train"], manifest.splits["validation"]
+    num_bytes = train.text_bytes + validation.text_bytes
+    num_tokens = train.tokens + validation.tokens - train.documents - validation.documents
     return (
         f"{manifest.directory}: {train.tokens:,} training tokens in {train.documents:,} documents, "
-        f"{validation.tokens:,} validation tokens in {validation.documents:,}"
+        f"{validation.tokens:,} validation tokens in {validation.documents:,}, "
+        f"{num_bytes / num_tokens:.2f} bytes per token"
     )
 
 

@@ -16,7 +16,7 @@ from pipeline.data.documents import BadFile, Piece
 from pipeline.data.storage import COMPRESSED_SUFFIXES, SourceFile, open_binary
 
 CHUNK_BYTES = 1 << 20
-ZSTD_CHUNK_BYTES = 1 << 12
+ZSTD_CHUNK_BYTES = 1 << 14
 """Kept small because zstd can expand its input some 30,000 times in one call."""
 BORDER_CHUNK_BYTES = 1 << 16
 LARGEST_EXPANSION = 1000
@@ -182,7 +182,7 @@ def _zstd_chunks(stream: IO[bytes], path: str) -> Iterator[bytes]:
     try:
         while data := stream.read(ZSTD_CHUNK_BYTES):
             while data:
-                frame = frame or decompressor.decompressobj()
+                frame = frame or decompressor.decompressobj(write_size=CHUNK_BYTES)
                 if chunk := frame.decompress(data):
                     yield chunk
                 data = frame.unused_data if frame.eof else b""
