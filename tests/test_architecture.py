@@ -33,7 +33,7 @@ FENCES = {
     "deepspeed": ("pipeline/training/deepspeed_engine.py", "pipeline/training/zero_state.py"),
     "mlflow": ("pipeline/tracking/mlflow_*.py",),
     "tokenizers": ("pipeline/data/tokenizer.py",),
-    "fastokens": ("pipeline/data/tokenizer.py",),
+    "fastokens": ("pipeline/data/encoders.py",),
     "datasets": ("pipeline/data/huggingface.py",),
     "orjson": ("pipeline/data/jsonl.py",),
     "fsspec": ("pipeline/data/storage.py",),

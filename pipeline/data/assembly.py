@@ -8,11 +8,12 @@ from typing import Any, get_args
 import numpy as np
 
 from pipeline.config.data import DataConfig
+from pipeline.data.encoder_choice import EncoderChoice
 from pipeline.data.ledger import SplitResult
 from pipeline.data.make_shards import ShardJob
 from pipeline.data.plan import fingerprint
 from pipeline.data.shards import ShardManifest, SplitName, SplitRecord
-from pipeline.data.tokenizer import EncoderChoice, TokenizerFacts
+from pipeline.data.tokenizer import TokenizerFacts
 from pipeline.errors import DataError
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.config.data import DataConfig
 from pipeline.data.documents import Document, utf8_bytes
+from pipeline.data.encoders import Encoder, build_encoder
 from pipeline.data.filters import build_cleaner
 from pipeline.data.identities import IdentityWriter
 from pipeline.data.ledger import SplitResult, write_result
@@ -25,7 +26,6 @@ from pipeline.data.shard_writer import ShardWriter, write_shard
 from pipeline.data.shards import ShardRecord, SourceRange, SplitName
 from pipeline.data.sources import Split, build_source
 from pipeline.data.split_reader import BadPiece, RecordKey, SplitReader
-from pipeline.data.tokenizer import Encoder, build_encoder
 
 BATCH_DOCUMENTS = 1024
 BATCH_CHARACTERS = 1 << 23

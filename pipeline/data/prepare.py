@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from pipeline.config.data import DataConfig
 from pipeline.data.assembly import build_manifest, list_differences, npy_bytes, summarise
+from pipeline.data.encoder_choice import EncoderChoice, choose_encoder
 from pipeline.data.filters import check_filters
 from pipeline.data.identities import find_repeated
 from pipeline.data.indexed import token_dtype
@@ -41,13 +42,7 @@ from pipeline.data.shards import (
 )
 from pipeline.data.sources import Source, Split, build_sources, pinned_sources, plan_splits
 from pipeline.data.split_reader import RecordKey
-from pipeline.data.tokenizer import (
-    EncoderChoice,
-    TokenizerFacts,
-    choose_encoder,
-    load_tokenizer,
-    train_tokenizer,
-)
+from pipeline.data.tokenizer import TokenizerFacts, load_tokenizer, train_tokenizer
 from pipeline.errors import ConfigError, DataError
 
 Exclusions = dict[int, dict[RecordKey, str]]

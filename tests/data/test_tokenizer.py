@@ -1,4 +1,4 @@
-"""Ids, bytes per token, encoders that must agree, and tokenizers that must be refused."""
+"""Training, ids, bytes per token, and tokenizers that must be refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +8,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from pipeline.config.data import TokenizerConfig
-from pipeline.data.tokenizer import (
-    PROBES,
-    FastEncoder,
-    ReferenceEncoder,
-    TokenizerFacts,
-    choose_encoder,
-    load_tokenizer,
-    train_tokenizer,
-)
+from pipeline.data.encoder_choice import PROBES
+from pipeline.data.encoders import FastEncoder, ReferenceEncoder
+from pipeline.data.tokenizer import TokenizerFacts, load_tokenizer, train_tokenizer
 from pipeline.errors import DataError
 
 END = "<|endoftext|>"
@@ -95,18 +89,6 @@ def test_text_cannot_forge_the_end_of_a_document(
     assert trained.end_of_document_id not in ids
 
 
-def test_the_fast_encoder_equals_the_reference_on_hard_strings(
-    trained: TokenizerFacts, texts: list[str]
-) -> None:
-    expected = ReferenceEncoder(trained.tokenizer_json).encode(HARD + texts)
-    found = FastEncoder(trained.tokenizer_json).encode(HARD + texts)
-    assert np.array_equal(expected[0], found[0])
-    assert np.array_equal(expected[1], found[1])
-    choice = choose_encoder(trained, texts)
-    assert choice.name == "fastokens"
-    assert len(choice.messages) == 1
-
-
 @pytest.mark.parametrize("encoder", [ReferenceEncoder, FastEncoder])
 def test_no_texts_give_no_ids(
     trained: TokenizerFacts, encoder: type[ReferenceEncoder | FastEncoder]
@@ -115,20 +97,9 @@ def test_no_texts_give_no_ids(
     assert (len(ids), offsets.tolist()) == (0, [0])
 
 
-def test_a_tokenizer_that_the_fast_encoder_cannot_read_falls_back_and_says_so(
-    tmp_path: Path,
-) -> None:
-    facts = load_tokenizer(word_pieces(tmp_path / "t.json"), "[SEP]")
-    choice = choose_encoder(facts, ["the cats", "The cat"])
-    assert choice.name == "tokenizers"
-    assert "fastokens cannot read this tokenizer" in choice.messages[0]
-
-
-def test_a_tokenizer_that_changes_text_is_named(tmp_path: Path) -> None:
+def test_bytes_per_id_of_word_pieces_are_those_that_they_add(tmp_path: Path) -> None:
     facts = load_tokenizer(word_pieces(tmp_path / "t.json"), "[SEP]")
     assert facts.token_bytes.tolist() == [0, 0, 4, 4, 1, 2, 2, 1]
-    messages = choose_encoder(facts, ["the\n\n\ncat"]).messages
-    assert "its tokens stand for 8 bytes where the first documents have 9" in messages[1]
 
 
 def test_a_saved_tokenizer_is_loaded_as_it_was(trained: TokenizerFacts, tmp_path: Path) -> None:
@@ -177,6 +148,21 @@ def test_an_ordinary_word_cannot_end_documents(trained: TokenizerFacts, tmp_path
     (tmp_path / "t.json").write_text(trained.tokenizer_json)
     with pytest.raises(DataError, match="encodes the text 'a' in a document as its end-of-doc"):
         load_tokenizer(tmp_path / "t.json", "a")
+
+
+def test_a_word_of_the_model_ends_documents_only_where_the_config_allows_it(
+    tmp_path: Path,
+) -> None:
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("\u2581", -3.0), ("a", -4.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, 0, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["</s>", "<unk>"])
+    path = save(tokenizer, tmp_path / "t.json")
+    with pytest.raises(DataError, match=r"or allow it by .*special_tokens_in_text=true"):
+        load_tokenizer(path, "</s>")
+    facts = load_tokenizer(path, "</s>", special_tokens_in_text=True)
+    assert facts.end_of_document_id == 1
+    assert 1 in ReferenceEncoder(facts.tokenizer_json, True).encode(["a</s>"])[0]
 
 
 def test_a_tokenizer_without_the_end_of_document_token_lists_its_special_tokens(
