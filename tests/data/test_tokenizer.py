@@ -1,5 +1,7 @@
 """Training, ids, bytes per token, and tokenizers that must be refused."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from pipeline.data.encoders import FastEncoder, ReferenceEncoder
 from pipeline.data.tokenizer import TokenizerFacts, load_tokenizer, train_tokenizer
 from pipeline.errors import DataError
 
+ROOT = Path(__file__).resolve().parents[2]
 END = "<|endoftext|>"
 HARD = [
     *PROBES,
@@ -55,6 +58,34 @@ def test_training_fills_the_vocabulary_and_is_repeatable(
     again = train_tokenizer(iter(texts), TokenizerConfig(vocab_size=300))
     assert trained.vocab_size == len(trained.token_bytes) == 300
     assert trained.tokenizer_json == again.tokenizer_json
+
+
+TRAINING = """
+import hashlib, sys
+from pathlib import Path
+from pipeline.config.data import TokenizerConfig
+from pipeline.data.tokenizer import train_tokenizer
+
+text = Path("pipeline/data/corpus/tinyshakespeare.txt").read_text()[:300_000]
+texts = [text[start : start + 5000] for start in range(0, len(text), 5000)]
+facts = train_tokenizer(texts, TokenizerConfig(vocab_size=2048))
+print(hashlib.sha256(facts.tokenizer_json.encode()).hexdigest())
+"""
+
+
+def test_training_gives_the_same_tokenizer_with_any_number_of_threads() -> None:
+    shown = {
+        subprocess.run(
+            [sys.executable, "-c", TRAINING],
+            cwd=ROOT,
+            env={"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in (1, 8)
+    }
+    assert len(shown) == 1
 
 
 @pytest.mark.parametrize("text", HARD)
