@@ -6,7 +6,7 @@ so no document can forge the end of another.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,12 @@ import numpy.typing as npt
 
 from pipeline.config.data import TokenizerConfig
 from pipeline.errors import DataError
+
+MAX_DISTINCT_BYTES = 8 << 20
+"""UTF-8 bytes of all different words to train on. The trainer holds every different word, at some
+130 bytes a byte, whatever the length of the text; 64 Mi characters of English have 2.7 MB."""
+COUNTED_CHARACTERS = 1 << 20
+"""Characters whose words are counted at once."""
 
 BYTE_FALLBACK = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -40,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> TokenizerF
     """Train a byte-level BPE; every text can be encoded and decoded without loss.
 
     Args:
-        texts: Documents.
+        texts: Documents; used up to `MAX_DISTINCT_BYTES` of different words.
         config: Vocabulary size and the end-of-document token, which takes id 0.
 
     Raises:
@@ -57,10 +63,24 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> TokenizerF
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(bound_words(texts), trainer)
     return _facts(
         tokenizer, config.end_of_document, config.special_tokens_in_text, "the trained tokenizer"
     )
+
+
+def bound_words(texts: Iterable[str], num_bytes: int = MAX_DISTINCT_BYTES) -> Iterator[str]:
+    """Yield texts until their different words, parted by whitespace, have so many UTF-8 bytes."""
+    words: set[str] = set()
+    for text in texts:
+        for start in range(0, len(text), COUNTED_CHARACTERS):
+            new = set(text[start : start + COUNTED_CHARACTERS].split()) - words
+            num_bytes -= sum(len(word.encode()) for word in new)
+            if num_bytes < 0:
+                yield text[:start]
+                return
+            words |= new
+        yield text
 
 
 def load_tokenizer(

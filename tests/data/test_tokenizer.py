@@ -12,7 +12,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from pipeline.config.data import TokenizerConfig
 from pipeline.data.encoder_choice import PROBES
 from pipeline.data.encoders import FastEncoder, ReferenceEncoder
-from pipeline.data.tokenizer import TokenizerFacts, load_tokenizer, train_tokenizer
+from pipeline.data.tokenizer import (
+    COUNTED_CHARACTERS,
+    TokenizerFacts,
+    bound_words,
+    load_tokenizer,
+    train_tokenizer,
+)
 from pipeline.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +64,14 @@ def test_training_fills_the_vocabulary_and_is_repeatable(
     again = train_tokenizer(iter(texts), TokenizerConfig(vocab_size=300))
     assert trained.vocab_size == len(trained.token_bytes) == 300
     assert trained.tokenizer_json == again.tokenizer_json
+
+
+def test_training_text_ends_where_its_different_words_are_too_many() -> None:
+    texts = ["ship sea", "sea \u00fc ship", "one two", "ship"]
+    assert list(bound_words(texts, 9)) == [*texts[:2], ""]
+    assert list(bound_words(texts, 15)) == texts
+    repeated = "a " * COUNTED_CHARACTERS
+    assert list(bound_words([repeated + "other words", "ship"], 5)) == [repeated]
 
 
 TRAINING = """
