@@ -14,6 +14,8 @@ import numpy.typing as npt
 from pipeline.data.exact_cuts import PIECE_CHARACTERS, cut_exactly, cuts_are_exact
 from pipeline.data.tokenizer import parse_tokenizer
 
+REFERENCE = "tokenizers"
+"""Name of the encoder that defines the ids."""
 DIFFERING_CHARACTERS = ("\u017f", "\u180e")
 """Characters on which `fastokens` 0.3.5 differs: the long s as a contraction ('s in any case, in
 the patterns of Llama 3, Qwen 2 and GPT-4o) and the Mongolian vowel separator as whitespace (in

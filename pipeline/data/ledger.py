@@ -32,6 +32,8 @@ class SplitResult(BaseModel):
     quarantined_documents: dict[str, int]
     bad_files: list[dict[str, str]]
     """Pieces left out whole: name, reason, message."""
+    notes: list[str]
+    """What people should know: why the reference encoder took over."""
     smallest_hash: float
     """Smallest hash of a document id, in [0, 1): the validation fraction that would reach it."""
     largest_hash: float

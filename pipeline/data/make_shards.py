@@ -18,9 +18,11 @@ import numpy as np
 
 from pipeline.config.data import DataConfig
 from pipeline.data.documents import Document, utf8_bytes
-from pipeline.data.encoders import Encoder, build_encoder
+from pipeline.data.encoder_choice import EncoderCheck, EncoderMismatch
+from pipeline.data.encoders import REFERENCE, Encoder, build_encoder
 from pipeline.data.filters import build_cleaner
 from pipeline.data.identities import IdentityWriter
+from pipeline.data.indexed import little_endian
 from pipeline.data.ledger import SplitResult, write_result
 from pipeline.data.shard_writer import ShardWriter, write_shard
 from pipeline.data.shards import ShardRecord, SourceRange, SplitName
@@ -72,24 +74,33 @@ def make_shards(
     """
     os.environ.update(SINGLE_THREAD)
     source = build_source(job.data.named_sources[split.source], job.data.max_document_bytes)
+    encoder_name = job.encoder
+    notes: list[str] = []
     cleaner = build_cleaner(job.data.clean)
     reader = SplitReader(
         split, job.data, source, cleaner, exclusions=exclusions, aside_dir=job.directory
     )
     while True:
         try:
-            result = _attempt(split, job, reader)
+            result = _attempt(split, job, reader, encoder_name, notes)
         except BadPiece as bad:
             # Documents of the piece are in the batches already, so the split begins anew.
             reader.leave_out(bad.number, bad.error)
+            continue
+        except EncoderMismatch as exc:
+            encoder_name, notes = REFERENCE, [str(exc)]
             continue
         write_result(job.directory, result)
         return result
 
 
-def _attempt(split: Split, job: ShardJob, reader: SplitReader) -> SplitResult:
+def _attempt(
+    split: Split, job: ShardJob, reader: SplitReader, encoder_name: str, notes: list[str]
+) -> SplitResult:
     started = time.perf_counter()
-    encoder = build_encoder(job.encoder, job.tokenizer_json)
+    special_tokens_in_text = job.data.tokenizer.special_tokens_in_text
+    encoder = build_encoder(encoder_name, job.tokenizer_json, special_tokens_in_text)
+    check = EncoderCheck(encoder_name, job.tokenizer_json, special_tokens_in_text)
     sorter = _Sorter(validation_fraction=job.data.validation_fraction)
     ranges = [SourceRange(name=p.name, start=p.start, stop=p.stop) for p in split.pieces]
     shards: dict[SplitName, ShardRecord] = {}
@@ -102,12 +113,12 @@ def _attempt(split: Split, job: ShardJob, reader: SplitReader) -> SplitResult:
             )
             for name in get_args(SplitName)
         }
-        documents = identities.noting(reader.documents())
+        documents = _checked(identities.noting(reader.documents()), check)
         for name, texts in sorter.batches(documents):
             num_without_tokens += _encode_into(writers[name], encoder, texts, job)
             del texts  # no name may hold a long text while the next one is read
         for name, writer in writers.items():
-            if (record := writer.finish(split.source, job.encoder, ranges)) is not None:
+            if (record := writer.finish(split.source, encoder_name, ranges)) is not None:
                 shards[name] = record
         identities.commit()
     counts = reader.counts
@@ -119,6 +130,7 @@ def _attempt(split: Split, job: ShardJob, reader: SplitReader) -> SplitResult:
         dropped_documents=_positive(counts.dropped),
         quarantined_documents=_positive(counts.quarantined),
         bad_files=counts.bad_files,
+        notes=notes,
         smallest_hash=sorter.smallest_hash,
         largest_hash=sorter.largest_hash,
         seconds=time.perf_counter() - started,
@@ -154,13 +166,27 @@ class _Sorter:
         yield from ((name, texts) for name, texts in self._waiting.items() if texts)
 
 
+def _checked(documents: Iterable[Document], check: EncoderCheck) -> Iterator[Document]:
+    """Compare the encoder with the reference on the first documents of each file.
+
+    Raises:
+        EncoderMismatch: They differ.
+    """
+    for document in documents:
+        check.check(document.source, document.id, document.text)
+        yield document
+        del document  # no name may hold a long text while the next one is read
+
+
 def _encode_into(writer: ShardWriter, encoder: Encoder, texts: list[str], job: ShardJob) -> int:
     """Append encoded documents, each closed; give the number of those that had no tokens."""
     ids, offsets = encoder.encode(texts)
     lengths = np.diff(offsets)
     kept = lengths > 0
     if kept.any():
-        closed = np.insert(ids, offsets[1:][kept], np.uint32(job.end_of_document_id))
+        # Narrow first: of one long document all ids are held twice here.
+        narrow = ids.astype(little_endian(job.dtype))
+        closed = np.insert(narrow, offsets[1:][kept], job.end_of_document_id)
         text_bytes = sum(utf8_bytes(t) for t, keep in zip(texts, kept, strict=True) if keep)
         writer.add(closed, lengths[kept] + 1, text_bytes)
     return int((~kept).sum())
