@@ -187,3 +187,18 @@ def _byte_counter(tokenizer: Any) -> Any:
         return len(tokenizer.decode([*anchor, token_id]).encode()) - base
 
     return added_bytes
+
+
+def decode(tokenizer_json: str, ids: Sequence[int]) -> str:
+    """Give the text that token ids stand for, special tokens as the text that names them.
+
+    Raises:
+        DataError: The file is no tokenizer.
+    """
+    text: str = _decoder(tokenizer_json).decode(list(ids), skip_special_tokens=False)
+    return text
+
+
+@lru_cache(maxsize=1)
+def _decoder(tokenizer_json: str) -> Any:
+    return _parse(tokenizer_json, "tokenizer.json")
