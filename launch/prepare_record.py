@@ -4,6 +4,7 @@ MLflow is never in the way of preparing: short work is sent once it is done, lon
 beside it that yields to the tokenization.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from launch.sync_process import SyncProcess
 from pipeline.config.data import DataConfig
 from pipeline.data.progress import PrepareEvent, PrepareTotals
 from pipeline.errors import PipelineError, TrackingError
-from pipeline.tracking.events import EventWriter, next_attempt
+from pipeline.tracking.events import EventWriter, next_attempt, read_events
 from pipeline.tracking.redaction import redact
 from pipeline.tracking.replica_data import EVENTS_FILE, INTERRUPTED, config_facts
 
@@ -25,6 +26,12 @@ FOLLOW_AFTER_SECONDS = 60.0
 NICENESS = 15
 """Of the process that replays: loading MLflow takes seconds of a core that tasks could use."""
 MAX_REASON_CHARACTERS = 500
+COUNTED = (
+    "data/documents",
+    "data/tokens",
+    "data/dropped_documents",
+    "data/quarantined_documents",
+)
 
 
 class PrepareRecorder:
@@ -56,8 +63,8 @@ class PrepareRecorder:
         self._log: EventWriter | None = None
         self._sync: SyncProcess | None = None
         self._latest: PrepareTotals | None = None
-        self._written_steps = 0
-        self._written_at = 0.0
+        self._written: tuple[float, ...] = ()
+        self._written_at = -math.inf
 
     def take(self, event: PrepareEvent) -> None:
         """Write what an event counts.
@@ -95,29 +102,44 @@ class PrepareRecorder:
         """Close the log with how it ended, and let MLflow have the rest."""
         if self._log is None:
             return
-        with self._log as log:
+        path = self._log.path
+        try:
+            self._close(self._log, error)
+        except OSError as exc:
+            # A full disk has failed the block as well: then its own error is the one to be told.
             if error is None:
-                self._write()
-                log.write("finish", self._written_steps)
-            else:
-                log.write("stop", self._written_steps, {"reason": _reason(error)})
+                raise TrackingError(f"cannot write {path}: {exc.strerror or exc}") from exc
         if self._uri is not None:
-            self._send(log.path.parent, self._uri, error)
+            self._send(path.parent, self._uri, error)
 
     def _open(self, directory: Path, totals: PrepareTotals) -> None:
         path = directory / EVENTS_FILE
+        step = totals.num_splits_done
+        before = [e for e in read_events(path) if e.kind == "prepare" and e.step <= step]
+        if before:
+            self._written = _counts(before[-1].step, before[-1].values)
         self._log = EventWriter(path, next_attempt(path))
-        step = self._written_steps = totals.num_splits_done
         facts = {"config": config_facts(self._data), "num_splits": totals.num_splits}
         self._log.write("resume" if step else "start", step, facts)
 
+    def _close(self, log: EventWriter, error: BaseException | None) -> None:
+        num_done = self._latest.num_splits_done if self._latest else 0
+        with log:
+            self._write()
+            if error is None:
+                log.write("finish", num_done)
+            else:
+                log.write("stop", num_done, {"reason": _reason(error)})
+
     def _write(self) -> None:
-        """Write the latest totals, unless they have been written."""
-        totals = self._latest
-        if self._log is None or totals is None or totals.num_splits_done <= self._written_steps:
+        """Write the latest totals, unless they have been written, by this attempt or before it."""
+        if self._log is None or self._latest is None or not self._latest.num_splits_done:
             return
-        self._log.write("prepare", totals.num_splits_done, event_values(totals))
-        self._written_steps = totals.num_splits_done
+        step, values = self._latest.num_splits_done, event_values(self._latest)
+        if _counts(step, values) == self._written:
+            return
+        self._log.write("prepare", step, values)
+        self._written = _counts(step, values)
         self._written_at = time.monotonic()
 
     def _send(self, directory: Path, uri: str, error: BaseException | None) -> None:
@@ -153,6 +175,11 @@ def event_values(totals: PrepareTotals) -> dict[str, Any]:
         "num_files_done": totals.num_files_done,
         "seconds": totals.seconds,
     }
+
+
+def _counts(step: int, values: Mapping[str, Any]) -> tuple[float, ...]:
+    """What two events must share to say the same."""
+    return (step, *(float(values[name]) for name in COUNTED))
 
 
 def _by_reason(counts: Mapping[str, int]) -> dict[str, int]:

@@ -91,8 +91,10 @@ class PrepareView:
             self._live.start()
 
     def _render(self) -> "RenderableType":
+        from rich.text import Text
+
         if self._latest is None or not self._is_whole:
-            return f"{self._indent}{self._line()}"
+            return Text(f"{self._indent}{self._line()}")
         left = self._seconds_left()
         return prepare_table(self._latest, self._elapsed_seconds(), left, MAX_REASONS)
 
@@ -152,6 +154,7 @@ def prepare_table(
     """
     from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2, 0, 1))
     table.add_column(style="bold")
@@ -168,7 +171,7 @@ def prepare_table(
     for what, counts in _left_out(totals):
         table.add_row(what, f"{sum(counts.values()):,}", "documents")
         for reason, number in _reasons(counts, max_reasons):
-            table.add_row("", f"{number:,}", reason, style="dim")
+            table.add_row("", f"{number:,}", Text(reason), style="dim")
     left = "" if left_seconds is None else f"about {format_seconds(left_seconds)} left"
     table.add_row("time", format_seconds(elapsed_seconds), left)
     return table
@@ -182,10 +185,10 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_count(number: float) -> str:
-    """Print a large count with three digits or a little more."""
-    for unit, name in ((GIGA, "G"), (MEGA, "M"), (KILO, "k")):
-        if number >= 10 * unit:
-            return f"{number / unit:,.1f} {name}"
+    """Print a large count with three digits."""
+    for unit, name in ((KILO * GIGA, "T"), (GIGA, "G"), (MEGA, "M")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
     return f"{number:,.0f}"
 
 

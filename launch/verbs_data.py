@@ -58,13 +58,23 @@ def prepare(
 
 def inspect(
     directory: DataDir,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Training documents to show the beginning of.")
+    ] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the documents.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show what prepared shards hold."""
+    """Show what prepared shards hold: sizes, sources, lengths, what was left out, samples."""
     from launch.display import Display
+    from launch.inspect_page import inspect_facts, inspect_page
 
-    facts = describe_directory(prepared_of(directory))
-    Display(as_json=as_json).answer(facts, [f"{name:20} {value}" for name, value in facts.items()])
+    facts = inspect_facts(prepared_of(directory), samples, seed)
+    display = Display(as_json=as_json)
+    if as_json:
+        display.answer(facts)
+        return
+    for part in inspect_page(facts):
+        display.show(part)
 
 
 def verify(

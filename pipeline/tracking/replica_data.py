@@ -191,10 +191,13 @@ def _left_out(totals: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _list_sources(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[Dataset]:
     """One dataset for each file, or for each source that has many."""
     datasets = []
-    for name, files in _contents_by_source(facts, manifest).items():
+    recipe = manifest["recipe"]
+    for name, files in recipe["contents"].items():
         place = facts["places"].get(name, {"source_type": "local", "paths": []})
-        if len(files) > MAX_NAMED_FILES:
-            datasets.append(_source_dataset(name, files, place, redact(", ".join(place["paths"]))))
+        if not 0 < len(files) <= MAX_NAMED_FILES:
+            # Made-up words have no file: what they are made from stands in their options.
+            described = files or [recipe["sources"][name]]
+            datasets.append(_source_dataset(name, described, place, ", ".join(place["paths"])))
             continue
         for file in files:
             uri = _file_uri(place["paths"], str(file["name"]))
@@ -202,33 +205,24 @@ def _list_sources(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> list
     return datasets
 
 
-def _contents_by_source(
-    facts: Mapping[str, Any], manifest: Mapping[str, Any]
-) -> dict[str, list[Mapping[str, Any]]]:
-    contents = manifest.get("recipe", {}).get("contents", [])
-    if isinstance(contents, Mapping):
-        return {name: list(files) for name, files in contents.items()}
-    return {next(iter(facts["places"]), facts["name"]): list(contents)}
-
-
 def _source_dataset(
     name: str, files: Sequence[Mapping[str, Any]], place: Mapping[str, Any], uri: str
 ) -> Dataset:
-    digest = str(files[0]["sha256"]) if len(files) == 1 else _digest_files(files)
-    source = {"path": uri} if place["source_type"] == "hugging_face" else {"uri": uri}
     return Dataset(
         name=redact(name),
-        digest=digest[:DIGEST_CHARACTERS],
+        digest=_digest_files(files)[:DIGEST_CHARACTERS],
         context="source",
         source_type=place["source_type"],
-        source=source,
+        source={"path" if place["source_type"] == "hugging_face" else "uri": uri},
         profile={"num_files": len(files)},
     )
 
 
 def _digest_files(files: Sequence[Mapping[str, Any]]) -> str:
-    pairs = sorted((str(file["name"]), str(file["sha256"])) for file in files)
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    """Give the sha256 of the one file, else that of all that the recipe says of the files."""
+    if len(files) == 1 and "sha256" in files[0]:
+        return str(files[0]["sha256"])
+    return hashlib.sha256(json.dumps(list(files), sort_keys=True).encode()).hexdigest()
 
 
 def _file_uri(paths: Sequence[str], name: str) -> str:

@@ -116,7 +116,7 @@ def test_inspect_shows_what_shards_hold(run_dir: Path, capsys: pytest.CaptureFix
     ]
     assert words == [str(prepared_dir)]
     assert main(["inspect", *words]) == 0
-    assert "vocab_size" in capsys.readouterr().out
+    assert "vocabulary 300" in capsys.readouterr().out
 
 
 @pytest.mark.slow
