@@ -37,7 +37,6 @@ def inspect_facts(prepared_dir: Path, num_samples: int, seed: int) -> dict[str, 
 
     manifest = load_manifest(prepared_dir)
     splits = {name: describe_split(manifest, name) for name in get_args(SplitName)}
-    total = max(sum(split.sizes.tokens for split in splits.values()), 1)
     return {
         **describe_prepared(prepared_dir),
         "splits": {
@@ -46,7 +45,7 @@ def inspect_facts(prepared_dir: Path, num_samples: int, seed: int) -> dict[str, 
         },
         "sources": {
             name: {
-                source: {**_sizes(sizes), "tokens_fraction": sizes.tokens / total}
+                source: {**_sizes(sizes), "tokens_fraction": sizes.tokens / split.sizes.tokens}
                 for source, sizes in split.sources.items()
             }
             for name, split in splits.items()
@@ -123,7 +122,9 @@ def _new_table(title: str, *columns: str) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False
+    )
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="ellipsis")
     return table
@@ -157,13 +158,12 @@ def _splits_table(splits: Mapping[str, Any]) -> "Table":
 
 
 def _sources_table(sources: Mapping[str, Any]) -> "Table":
-    columns = ("shards", "documents", "tokens", "text", "bytes/token", "share")
+    columns = ("split", "documents", "tokens", "text", "bytes/token", "share")
     table = _new_table("sources", "", *columns)
     for split, by_name in sources.items():
         for name, source in by_name.items():
             share = f"{100 * source['tokens_fraction']:.1f}%"
-            label = name if split == "train" else f"{name}, held out"
-            table.add_row(label, *_size_cells(source), share)
+            table.add_row(name, split, *_size_cells(source)[1:], share)
     return table
 
 

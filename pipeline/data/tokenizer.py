@@ -6,8 +6,9 @@ so no document can forge the end of another.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -201,4 +202,4 @@ def decode(tokenizer_json: str, ids: Sequence[int]) -> str:
 
 @lru_cache(maxsize=1)
 def _decoder(tokenizer_json: str) -> Any:
-    return _parse(tokenizer_json, "tokenizer.json")
+    return parse_tokenizer(tokenizer_json, "tokenizer.json")

@@ -57,7 +57,7 @@ def test_the_page_shows_every_number_within_eighty_columns() -> None:
     assert max(map(len, lines)) <= 80
     words = [line.split() for line in lines]
     assert ["train", "2", "40", "1,040", "4.0", "kB", "4.000"] in words
-    assert ["web", "2", "40", "1,040", "4.0", "kB", "4.000", "25.0%"] in words
+    assert ["web", "train", "40", "1,040", "4.0", "kB", "4.000", "25.0%"] in words
     assert ["2", "to", "3", "30", "\u2588" * 40] in words
     assert ["4", "to", "7", "0"] in words
     assert ["dropped:", "empty", "4", "8.00%"] in words
