@@ -122,3 +122,15 @@ def test_shards_that_are_there_leave_no_log(tmp_path: Path) -> None:
         record.take(PrepareEvent(message="reusing"))
         record.take(at(TOTALS, tmp_path, is_finished=True))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_that_is_down_fails_nothing_and_names_the_command(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database" * 100)
+    said: list[str] = []
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with PrepareRecorder(DataConfig(), uri=uri, on_event=said.append) as record:
+        record.take(at(NOTHING, tmp_path))
+        record.take(at(TOTALS, tmp_path))
+    assert f"send it with: python -m launch sync {tmp_path}" in said[0]
+    assert "cannot open the tracking store" in said[1]
+    assert [event.kind for event in read(tmp_path)] == ["start", "prepare", "finish"]
