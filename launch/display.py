@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.load import read_run
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress
 
     from pipeline.study.execute import Launcher
@@ -44,6 +45,10 @@ class Display:
     def say(self, line: str) -> None:
         """Show one line about what happens now."""
         self.console.print(line, markup=False)
+
+    def show(self, renderable: "RenderableType") -> None:
+        """Show a table or another thing that fills the width it is given."""
+        self.console.print(renderable, soft_wrap=False)
 
     def pass_on(self, text: str) -> None:
         """Show output of another process as it is, without adding line ends."""

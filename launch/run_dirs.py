@@ -1,9 +1,10 @@
 """From a run config to a resolved run directory, and the refusal of one that belongs to another."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launch.preparing import Prepare
 from pipeline.config.load import config_hash, dump_yaml, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
@@ -20,12 +21,12 @@ def run_dir_of(run: RunConfig) -> Path:
     return run.output_dir / run.name
 
 
-def init_run(run: RunConfig, on_event: Callable[[str], None]) -> Path:
+def init_run(run: RunConfig, prepare: Prepare) -> Path:
     """Prepare the data of a run and write its directory, with nothing started.
 
     Args:
         run: The run; its directories are absolute.
-        on_event: Called with a line about each thing done.
+        prepare: Makes the shards, or finds them.
 
     Returns:
         The run directory, holding `run.yaml` and `environment.json`.
@@ -36,11 +37,10 @@ def init_run(run: RunConfig, on_event: Callable[[str], None]) -> Path:
         DataError: The text cannot be used, or a split is too small for the run.
     """
     from pipeline.data.checks import check_prepared
-    from pipeline.data.prepare import prepare
 
     run_dir = run_dir_of(run)
     check_owner(run_dir, run)
-    manifest = prepare(run.data, lambda event: on_event(event.message))
+    manifest = prepare(run.data)
     check_prepared(run, manifest)
     resolved = with_prepared(run, manifest.directory)
     check_same_text(run_dir, resolved)

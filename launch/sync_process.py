@@ -17,12 +17,13 @@ DRAIN_SECONDS = 120
 class SyncProcess:
     """A running `python -m launch sync DIR --follow`."""
 
-    def __init__(self, directory: Path, uri: str) -> None:
+    def __init__(self, directory: Path, uri: str, *, niceness: int = 0) -> None:
         """Start the process; its output goes to `sync.log` in the directory.
 
         Args:
-            directory: A study or run directory that exists.
+            directory: A study, run or prepared directory that exists.
             uri: MLflow tracking URI.
+            niceness: How far it stands behind other processes where cores are short, up to 19.
         """
         self._log = directory / "sync.log"
         with self._log.open("ab") as stream:
@@ -38,6 +39,8 @@ class SyncProcess:
                 start_new_session=True,
                 env=os.environ | {"PYTHONPATH": _python_path()},
             )  # fmt: skip
+        if niceness:
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -31,7 +31,8 @@ def prepare(
 ) -> None:
     """Turn the text of a run into token shards, or find that it has been done."""
     from launch.display import Display
-    from pipeline.data.prepare import prepare as prepare_data
+    from launch.preparing import prepare_shown
+    from pipeline.tracking.mlflow_sync import resolve_uri
 
     request = load_request(config, overrides)
     display = Display(as_json=as_json)
@@ -40,20 +41,40 @@ def prepare(
         lines = [f"{name:20} {value}" for name, value in facts.items()]
         display.answer({"data": as_tree(request.run.data), **facts}, lines)
         return
-    manifest = prepare_data(request.run.data, lambda event: display.say(event.message))
+    run = request.run
+    uri = resolve_uri(run.output_dir, run.tracking.uri)
+    manifest, totals = prepare_shown(run.data, display, is_whole=True, uri=uri)
     facts = describe_directory(manifest.directory)
-    display.answer(facts, [f"shards: {manifest.directory}"])
+    lines = [
+        f"shards: {manifest.directory}",
+        f"look at them: python -m launch inspect {manifest.directory}",
+    ]
+    if totals is not None:
+        rates = ("seconds", "text_bytes_per_second", "tokens_per_second")
+        facts["tokenized"] = {name: getattr(totals, name) for name in rates}
+        lines.append(f"MLflow: python -m launch ui {run.output_dir}")
+    display.answer(facts, lines)
 
 
 def inspect(
     directory: DataDir,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Training documents to show the beginning of.")
+    ] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the documents.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show what prepared shards hold."""
+    """Show what prepared shards hold: sizes, sources, lengths, what was left out, samples."""
     from launch.display import Display
+    from launch.inspect_page import inspect_facts, inspect_page
 
-    facts = describe_directory(prepared_of(directory))
-    Display(as_json=as_json).answer(facts, [f"{name:20} {value}" for name, value in facts.items()])
+    facts = inspect_facts(prepared_of(directory), samples, seed)
+    display = Display(as_json=as_json)
+    if as_json:
+        display.answer(facts)
+        return
+    for part in inspect_page(facts):
+        display.show(part)
 
 
 def verify(

@@ -46,6 +46,7 @@ def train(
 
     from launch import build_launcher
     from launch.display import Display, WatchedLauncher
+    from launch.preparing import preparing
     from launch.run_dirs import init_run
     from launch.run_lock import alone_in
     from launch.stopping import StopRequest
@@ -65,7 +66,7 @@ def train(
         command = starter.command(Path(plan["run_dir"]), num_workers=num_workers)
         display.answer(plan | {"command": command}, dry_run_lines(plan, command))
         return
-    run_dir = init_run(request.run, display.say)
+    run_dir = init_run(request.run, preparing(display))
     if read_verdict(run_dir) == "complete":
         display.say(f"{run_dir} is finished already; another run needs another name=NAME")
         answer_run(display, run_dir, "complete")
@@ -96,6 +97,7 @@ def init(
     """Write a resolved run directory and prepare its data; start nothing."""
     from launch import build_launcher
     from launch.display import Display
+    from launch.preparing import preparing
     from launch.run_dirs import init_run
     from launch.stopping import StopRequest
 
@@ -109,7 +111,7 @@ def init(
     if dry_run:
         display.answer(plan | {"command": command}, dry_run_lines(plan, command))
         return
-    run_dir = init_run(request.run, display.say)
+    run_dir = init_run(request.run, preparing(display))
     lines = [f"run directory: {run_dir}", f"start it with: {' '.join(command)}"]
     display.answer({"run_dir": str(run_dir), "command": command}, lines)
 

@@ -115,9 +115,9 @@ def execute(
     """Run a study with its events replayed to MLflow beside it."""
     from contextlib import ExitStack
 
+    from launch.preparing import preparing
     from launch.run_lock import alone_in
     from launch.sync_process import syncing
-    from pipeline.data.prepare import prepare
     from pipeline.data.ray_tasks import ray_session
     from pipeline.study.execute import run_study
     from pipeline.tracking.mlflow_sync import resolve_uri
@@ -130,8 +130,10 @@ def execute(
         f"results in {plan.directory}"
     )
 
+    prepare = preparing(display, indent="  ")
+
     def prepare_and_listen(data: "DataConfig") -> "ShardManifest":
-        manifest = prepare(data, lambda event: display.say(f"  {event.message}"))
+        manifest = prepare(data)
         stop.listen_again()
         return manifest
 

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def sync(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Study, run or output directory.")
+        Path, typer.Argument(metavar="DIR", help="Study, run, prepared or output directory.")
     ],
     uri: Uri = None,
     follow: Annotated[bool, typer.Option(help="Go on until told to stop.")] = False,
@@ -46,7 +46,9 @@ def sync(
 
     display = Display(as_json=as_json)
     if not directory.is_dir():
-        raise ConfigError(f"{directory} is not a directory; name a study, run or output directory")
+        raise ConfigError(
+            f"{directory} is not a directory; name a study, run, prepared or output directory"
+        )
     chosen = mlflow_sync.resolve_uri(directory.absolute(), uri)
     if dry_run:
         display.answer({"directory": str(directory), "uri": chosen}, [f"would sync to {chosen}"])

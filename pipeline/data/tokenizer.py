@@ -6,8 +6,9 @@ so no document can forge the end of another.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,18 @@ def _byte_counter(tokenizer: Any) -> Any:
         return len(tokenizer.decode([*anchor, token_id]).encode()) - base
 
     return added_bytes
+
+
+def decode(tokenizer_json: str, ids: Sequence[int]) -> str:
+    """Give the text that token ids stand for, special tokens as the text that names them.
+
+    Raises:
+        DataError: The file is no tokenizer.
+    """
+    text: str = _decoder(tokenizer_json).decode(list(ids), skip_special_tokens=False)
+    return text
+
+
+@lru_cache(maxsize=1)
+def _decoder(tokenizer_json: str) -> Any:
+    return parse_tokenizer(tokenizer_json, "tokenizer.json")

@@ -19,11 +19,11 @@ from pipeline.errors import TrackingError
 from pipeline.tracking.metrics import METRICS, check_metric
 
 EventKind = Literal[
-    "start", "resume", "train", "eval", "checkpoint", "skip", "stop", "finish", "system"
+    "start", "resume", "train", "prepare", "eval", "checkpoint", "skip", "stop", "finish", "system"
 ]
 DURABLE_KINDS = ("checkpoint", "stop", "finish")
 """Kinds that are forced to disk at once: what follows them may rely on them after a power loss."""
-REPEATABLE_KINDS = ("train", "eval")
+REPEATABLE_KINDS = ("train", "prepare", "eval")
 """Kinds of which one per step survives: a resumed attempt may measure its first step again."""
 
 
@@ -38,7 +38,8 @@ class Event:
     kind: EventKind
     """What happened."""
     step: int
-    """Optimizer steps done; for start and resume the step that the attempt begins from."""
+    """Optimizer steps done, or splits where data is prepared; for start and resume the step that
+    the attempt begins from."""
     time_unix_seconds: float
     """When it happened."""
     values: Mapping[str, Any]

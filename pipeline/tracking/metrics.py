@@ -20,6 +20,9 @@ class Metric:
     """What the step axis counts: optimizer steps unless said otherwise."""
 
 
+SPLITS_DONE = "splits done"
+"""What the step axis of preparing counts: parts of the source whose shards are written."""
+
 METRICS: dict[str, Metric] = {
     "train/loss": Metric("nats/token", "training loss over the global batch", "lower"),
     "train/bits_per_byte": Metric("bits/byte", "training loss per raw text byte", "lower"),
@@ -55,6 +58,24 @@ METRICS: dict[str, Metric] = {
     "progress/flops": Metric("FLOPs", "model FLOPs spent so far"),
     "progress/seconds": Metric("s", "wall time spent so far, over all attempts"),
     "progress/attempt": Metric("1", "how often the run was started"),
+    "data/documents": Metric("1", "documents written so far", axis=SPLITS_DONE),
+    "data/text_bytes": Metric("bytes", "UTF-8 text of the documents written", axis=SPLITS_DONE),
+    "data/tokens": Metric("tokens", "tokens written, document ends included", axis=SPLITS_DONE),
+    "data/text_bytes_per_second": Metric(
+        "bytes/s", "text tokenized by this attempt over its time", "higher", SPLITS_DONE
+    ),
+    "data/tokens_per_second": Metric(
+        "tokens/s", "tokens written by this attempt over its time", "higher", SPLITS_DONE
+    ),
+    "data/bytes_per_token": Metric(
+        "bytes/token", "text bytes over the tokens that stand for text", "higher", SPLITS_DONE
+    ),
+    "data/dropped_documents": Metric(
+        "1", "documents left out by filters and deduplication", axis=SPLITS_DONE
+    ),
+    "data/quarantined_documents": Metric(
+        "1", "documents and files that could not be read", axis=SPLITS_DONE
+    ),
     "system/cpu_fraction": Metric("1", "busy share of all cores of the host"),
     "system/memory_available_bytes": Metric("bytes", "memory free for use on the host"),
     "scaling/tokens_per_second": Metric(

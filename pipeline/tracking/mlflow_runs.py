@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.tracking.replica import Dataset, Point, ReplicaRun
+from pipeline.tracking.replica import Point, ReplicaRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -116,8 +116,7 @@ class RunStore:
         state = _state_after(run, first_child)
         self._send_texts(run, run_id, state, read_state(existing))
         self._send_tags(run_id, {**_tags(run, state), **tags}, existing.data.tags)
-        if run.dataset is not None and not existing.inputs.dataset_inputs:
-            self._send_dataset(run_id, run.dataset)
+        self._send_datasets(run, existing)
         self._send_status(run, existing)
         return run_id, len(points)
 
@@ -179,18 +178,26 @@ class RunStore:
             if known.get(name) != state.texts[name]:
                 self.client.log_text(run_id, text, name)
 
-    def _send_dataset(self, run_id: str, dataset: Dataset) -> None:
+    def _send_datasets(self, run: ReplicaRun, existing: "Run") -> None:
         from mlflow import entities
 
-        entity = entities.Dataset(
-            name=dataset.name,
-            digest=dataset.digest,
-            source_type="local",
-            source=json.dumps({"uri": dataset.source}),
-            profile=json.dumps(dict(dataset.profile)),
-        )
-        context = entities.InputTag(key="mlflow.data.context", value="training")
-        self.client.log_inputs(run_id, [entities.DatasetInput(dataset=entity, tags=[context])])
+        known = {(i.dataset.name, i.dataset.digest) for i in existing.inputs.dataset_inputs}
+        inputs = [
+            entities.DatasetInput(
+                dataset=entities.Dataset(
+                    name=dataset.name,
+                    digest=dataset.digest,
+                    source_type=dataset.source_type,
+                    source=json.dumps(dict(dataset.source)),
+                    profile=json.dumps(dict(dataset.profile)),
+                ),
+                tags=[entities.InputTag(key="mlflow.data.context", value=dataset.context)],
+            )
+            for dataset in run.datasets
+            if (dataset.name, dataset.digest) not in known
+        ]
+        if inputs:
+            self.client.log_inputs(existing.info.run_id, inputs)
 
     def _send_status(self, run: ReplicaRun, existing: "Run") -> None:
         info = existing.info

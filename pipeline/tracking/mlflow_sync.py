@@ -21,6 +21,7 @@ from pipeline.tracking.mlflow_client import (
 )
 from pipeline.tracking.mlflow_runs import PARENT_TAG, RunStore, read_state
 from pipeline.tracking.replica import Replica, ReplicaRun
+from pipeline.tracking.replica_data import is_prepared
 from pipeline.tracking.replica_study import plan_replicas
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def sync(
     """Bring MLflow up to date with a directory; a second call sends nothing.
 
     Args:
-        root: A study directory, a run directory, or an output directory with several of them.
+        root: A study, run or prepared directory, or an output directory with several of them.
         uri: MLflow tracking URI; None takes SQLite in the output directory.
         is_over: Nothing runs any more, so a run without a verdict has failed.
         on_event: Told what takes long.
@@ -66,7 +67,7 @@ def sync(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     with one_writer(root if path is None else path.parent), connected(uri, on_event) as client:
-        return sum(_send_replica(client, uri, replica) for replica in replicas)
+        return sum(_send_alone(client, uri, replica, root) for replica in replicas)
 
 
 def follow(
@@ -125,10 +126,21 @@ def resolve_uri(root: Path, uri: str | None) -> str:
     elif (root / "run.yaml").exists():
         output_dir = root.parent
         uri = uri or read_run(root).tracking.uri
+    elif is_prepared(root):
+        output_dir = root.parent.parent if root.parent.name == "data" else root.parent
     if uri is None:
         return default_uri(output_dir)
     path = sqlite_path(uri)
     return uri if path is None else sqlite_uri(path)
+
+
+def _send_alone(client: "MlflowClient", uri: str, replica: Replica, root: Path) -> int:
+    """Send a replica that other directories lead to as well, each under a lock of its own."""
+    shared = replica.shared_dir
+    if shared is None or sqlite_path(uri) is not None or shared.samefile(root):
+        return _send_replica(client, uri, replica)
+    with one_writer(shared):
+        return _send_replica(client, uri, replica)
 
 
 def _send_replica(client: "MlflowClient", uri: str, replica: Replica) -> int:

@@ -1,6 +1,7 @@
 """From configs and results to the Markdown descriptions that MLflow shows on top of a run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import StudyConfig
@@ -87,6 +88,56 @@ def describe_summary(family: str, names: Iterable[str]) -> str:
             "",
             "Select this run and that of another family and press Compare.",
         ]
+    )
+
+
+def describe_data(
+    name: str,
+    fingerprint: str,
+    manifest: Mapping[str, Any] | None,
+    totals: Mapping[str, Any],
+    attempt: int,
+) -> str:
+    """Describe the preparation of shards; without a manifest, how far it is.
+
+    Args:
+        name: Of its sources.
+        fingerprint: Of the shards.
+        manifest: Of the shards, once they are all there.
+        totals: Free fields of the last event: documents left out, by reason.
+        attempt: How often it was started.
+    """
+    parts = [f"**Data {name}**, fingerprint `{fingerprint}`."]
+    if manifest is None:
+        parts.append("Its shards are not all written.")
+    else:
+        rows = [_split_row(split, record) for split, record in manifest["splits"].items()]
+        head = "| split | shards | documents | tokens | text bytes |"
+        parts += [
+            f"Encoded by {manifest.get('encoder')} {manifest.get('encoder_version')} with a "
+            f"vocabulary of {manifest.get('vocab_size', 0):,}.",
+            "\n".join([head, "|---|---:|---:|---:|---:|", *rows]),
+        ]
+    reasons = [
+        f"| {what} | {reason} | {number:,} |"
+        for what in ("dropped", "quarantined")
+        for reason, number in totals.get(what, {}).items()
+    ]
+    if reasons:
+        parts.append("\n".join(["| left out | reason | documents |", "|---|---|---:|", *reasons]))
+    if attempt > 1:
+        parts.append(f"Started {attempt} times; it went on from the splits that were done.")
+    parts.append(
+        "The step axis is the number of splits done. The training runs on these shards are found "
+        f'in their experiments by the search `tags.data_fingerprint = "{fingerprint}"`.'
+    )
+    return "\n\n".join(parts)
+
+
+def _split_row(split: str, record: Mapping[str, Any]) -> str:
+    return (
+        f"| {split} | {len(record['shards']):,} | {record['documents']:,} | "
+        f"{record['tokens']:,} | {record.get('text_bytes', 0):,} |"
     )
 
 

@@ -1,12 +1,14 @@
 """What MLflow shows, as plain values: runs with points, texts and tags; nothing is sent here."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import TrackingError
+from pipeline.tracking.events import Event
 from pipeline.tracking.redaction import redact
 from pipeline.tracking.store import RESULT_FILE
 
@@ -17,7 +19,10 @@ TEXT_FILES = (
 """Files kept as artifacts, as far as they are there."""
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-Role = Literal["study", "training", "probe", "summary"]
+Role = Literal["study", "training", "probe", "summary", "data"]
+DatasetContext = Literal["training", "source", "prepared"]
+DIGEST_CHARACTERS = 36
+"""Longest dataset digest that MLflow takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +37,17 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """The prepared shards that a run read."""
+    """Data that a run read or made."""
 
     name: str
     digest: str
-    source: str
-    """Directory of the shards."""
+    """At most `DIGEST_CHARACTERS` long."""
+    context: DatasetContext
+    """What the run did with it: trained on it, tokenized it, or wrote it."""
+    source_type: str = "local"
+    """What MLflow calls the kind of place."""
+    source: Mapping[str, str]
+    """The place, in the fields that its kind has; `uri` for most."""
     profile: Mapping[str, Any]
     """Counts for display."""
 
@@ -64,7 +74,7 @@ class ReplicaRun:
     """Artifacts by file name."""
     table_name: str | None = None
     """The artifact that is a table of records."""
-    dataset: Dataset | None = None
+    datasets: tuple[Dataset, ...] = ()
 
     @property
     def slot(self) -> str:
@@ -79,6 +89,36 @@ class Replica:
     experiment: str
     parent: ReplicaRun | None
     children: tuple[ReplicaRun, ...]
+    shared_dir: Path | None = None
+    """A directory that other commands may send at the same time, to be locked meanwhile."""
+
+
+def unix_ms(seconds: float) -> int:
+    """Give a time in the unit of MLflow."""
+    return round(seconds * 1000)
+
+
+def event_points(events: Iterable[Event]) -> Iterator[Point]:
+    """Give the metrics of events, at the time of their event, and where an attempt began."""
+    for event in events:
+        values = {name: value for name, value in event.values.items() if "/" in name}
+        if event.kind in ("start", "resume"):
+            values.setdefault("progress/attempt", float(event.attempt))
+        time_unix_ms = unix_ms(event.time_unix_seconds)
+        for name, value in values.items():
+            yield Point(name=name, value=value, step=event.step, time_unix_ms=time_unix_ms)
+
+
+def identity_key(*parts: object) -> str:
+    """Give a key that tells a run from others, from what makes it itself."""
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def table_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """Give records as JSON in the layout of MLflow's table artifacts."""
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    rows = [[record.get(name) for name in columns] for record in records]
+    return json.dumps({"columns": columns, "data": rows})
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

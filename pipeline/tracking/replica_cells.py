@@ -3,29 +3,29 @@
 Points carry the time of their event, so planning twice gives the same points.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.data import DataConfig
 from pipeline.config.load import PLACE_FIELDS, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.tracking.events import Event, read_events, surviving_events
 from pipeline.tracking.metrics import result_name
 from pipeline.tracking.notes import describe_probe, describe_run
-from pipeline.tracking.redaction import redact
 from pipeline.tracking.replica import (
-    Dataset,
     Point,
     ReplicaRun,
     Status,
+    event_points,
     flatten,
+    identity_key,
     read_json,
     read_texts,
+    table_text,
+    unix_ms,
 )
+from pipeline.tracking.replica_data import data_tags, read_shards
 from pipeline.tracking.store import (
     RESULT_FILE,
     Cell,
@@ -34,9 +34,6 @@ from pipeline.tracking.store import (
     read_probe_result,
     read_result,
 )
-
-DIGEST_CHARACTERS = 36
-"""Longest dataset digest that MLflow takes."""
 
 
 def plan_cells(
@@ -82,27 +79,31 @@ def _plan_training(cell: Cell, study: str | None, is_over: bool) -> ReplicaRun |
     config = read_run(cell.run_dir)
     result = read_result(cell.run_dir) if cell.verdict == "complete" else None
     environment = read_json(cell.run_dir / "environment.json") or {}
-    start, end = _unix_ms(events[0].time_unix_seconds), _unix_ms(events[-1].time_unix_seconds)
+    start, end = unix_ms(events[0].time_unix_seconds), unix_ms(events[-1].time_unix_seconds)
     if result is not None:
-        end = _unix_ms(result.ended.timestamp())
+        end = unix_ms(result.ended.timestamp())
     status = _run_status(cell, is_over)
+    shards = read_shards(config.data, None if result is None else result.data_fingerprint)
     return ReplicaRun(
         role="training",
         name=cell.name,
-        key=_key(study, cell.name, start),
+        key=identity_key(study or "", cell.name, start),
         attempt=events[-1].attempt,
         status=status,
         start_unix_ms=start,
         end_unix_ms=None if status == "RUNNING" else end,
-        tags=_run_tags(config, events, result, environment, study, status),
+        tags={
+            **_run_tags(config, events, result, environment, study, status),
+            **({} if shards is None else data_tags(shards)),
+        },
         params={
             **flatten(config.model_dump(mode="json", exclude=set(PLACE_FIELDS))),
             **_size(result),
         },
         note=describe_run(config, result, events[-1].attempt),
-        points=(*_event_points(_with_hosts(events, cell.run_dir)), *_result_points(result)),
+        points=(*event_points(_with_hosts(events, cell.run_dir)), *_result_points(result)),
         texts=read_texts(cell.run_dir),
-        dataset=_read_dataset(config, result),
+        datasets=() if shards is None else (shards,),
     )
 
 
@@ -139,12 +140,12 @@ def _last_value(events: list[Event], name: str) -> Any:
 
 
 def _plan_probe(cell: Cell, result: ProbeResult, study: str | None) -> ReplicaRun:
-    start, end = _unix_ms(result.started.timestamp()), _unix_ms(result.ended.timestamp())
+    start, end = unix_ms(result.started.timestamp()), unix_ms(result.ended.timestamp())
     table = f"{result.probe}.json"
     return ReplicaRun(
         role="probe",
         name=cell.name,
-        key=_key(study, cell.name, start),
+        key=identity_key(study or "", cell.name, start),
         status="FINISHED",
         start_unix_ms=start,
         end_unix_ms=end,
@@ -156,7 +157,7 @@ def _plan_probe(cell: Cell, result: ProbeResult, study: str | None) -> ReplicaRu
         },
         params=flatten(result.params),
         note=describe_probe(result, table),
-        texts={**read_texts(cell.run_dir), table: _table(result.records)},
+        texts={**read_texts(cell.run_dir), table: table_text(result.records)},
         table_name=table,
     )
 
@@ -175,20 +176,10 @@ def _name_host(event: Event, host: str) -> Event:
     return replace(event, values=metrics)
 
 
-def _event_points(events: list[Event]) -> Iterable[Point]:
-    for event in events:
-        values = {name: value for name, value in event.values.items() if "/" in name}
-        if event.kind in ("start", "resume"):
-            values.setdefault("progress/attempt", float(event.attempt))
-        time_unix_ms = _unix_ms(event.time_unix_seconds)
-        for name, value in values.items():
-            yield Point(name=name, value=value, step=event.step, time_unix_ms=time_unix_ms)
-
-
 def _result_points(result: RunResult | None) -> Iterable[Point]:
     if result is None:
         return
-    ended = _unix_ms(result.ended.timestamp())
+    ended = unix_ms(result.ended.timestamp())
     for name, metric in result.metrics.items():
         yield Point(
             name=result_name(name), value=metric.value, step=result.steps, time_unix_ms=ended
@@ -212,49 +203,3 @@ def _size(result: RunResult | None) -> dict[str, str]:
         "num_parameters.non_embedding": str(result.num_parameters.non_embedding),
         "flops_per_token": f"{result.flops_per_token:.0f}",
     }
-
-
-def _table(records: list[dict[str, Any]]) -> str:
-    """JSON in the layout of MLflow's table artifacts."""
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    rows = [[record.get(name) for name in columns] for record in records]
-    return json.dumps({"columns": columns, "data": rows})
-
-
-def _read_dataset(config: RunConfig, result: RunResult | None) -> Dataset | None:
-    prepared_dir = config.data.prepared_dir
-    manifest = read_json(prepared_dir / "manifest.json") if prepared_dir else None
-    digest = (manifest or {}).get("fingerprint") or (result and result.data_fingerprint)
-    if digest is None:
-        return None
-    splits = (manifest or {}).get("splits", {})
-    profile: dict[str, Any] = {
-        f"{split}_{count}": shards[count]
-        for split, shards in splits.items()
-        for count in ("tokens", "documents")
-        if count in shards
-    }
-    if manifest and "vocab_size" in manifest:
-        profile["vocab_size"] = manifest["vocab_size"]
-    return Dataset(
-        name=redact("+".join(_source_names(config.data))),
-        digest=str(digest)[:DIGEST_CHARACTERS],
-        source=str(prepared_dir or ""),
-        profile=profile,
-    )
-
-
-def _source_names(data: DataConfig) -> list[str]:
-    return [
-        name if data.sources or not source.paths else Path(source.paths[0]).name
-        for name, source in data.named_sources.items()
-    ]
-
-
-def _key(study: str | None, name: str, start_unix_ms: int) -> str:
-    identity = f"{study or ''}/{name}/{start_unix_ms}"
-    return hashlib.sha256(identity.encode()).hexdigest()[:32]
-
-
-def _unix_ms(seconds: float) -> int:
-    return round(seconds * 1000)

@@ -23,6 +23,7 @@ from pipeline.tracking.replica import (
     read_texts,
 )
 from pipeline.tracking.replica_cells import plan_cells
+from pipeline.tracking.replica_data import EVENTS_FILE, is_prepared, plan_data
 from pipeline.tracking.store import RESULT_FILE, list_cells
 
 EXPERIMENT_PREFIX = "tandem"
@@ -34,19 +35,38 @@ def plan_replicas(root: Path, is_over: bool = False) -> list[Replica]:
     """Plan what MLflow should show of a directory.
 
     Args:
-        root: A study directory, a run directory, or an output directory with several of them.
+        root: A study, run or prepared directory, or an output directory with several of them.
         is_over: Nothing runs any more, so what has no verdict has failed.
+
+    Returns:
+        Runs and studies, with the prepared directories that they read or that stand with them.
 
     Raises:
         TrackingError: A result or an event log is malformed.
         ConfigError: A `run.yaml` or `study.yaml` is malformed.
     """
+    if is_prepared(root):
+        return plan_data([root], is_over)
     if (root / STUDY_FILE).exists():
-        return [_plan_study(root, is_over)]
+        study = _plan_study(root, is_over)
+        return [study, *plan_data(_shards_of([study]))]
     studies = sorted(path.parent for path in root.glob(f"*/{STUDY_FILE}"))
     children = tuple(plan_cells(list_cells(root), None, root, is_over))
     single = Replica(experiment=f"{EXPERIMENT_PREFIX}/runs", parent=None, children=children)
-    return [single, *(_plan_study(path, is_over) for path in studies)]
+    replicas = [single, *(_plan_study(path, is_over) for path in studies)]
+    beside = [path.parent for path in root.glob(f"data/*/{EVENTS_FILE}")]
+    return [*replicas, *plan_data([*_shards_of(replicas), *beside])]
+
+
+def _shards_of(replicas: Sequence[Replica]) -> list[Path]:
+    """The prepared directories that training runs read."""
+    return [
+        Path(dataset.source["uri"])
+        for replica in replicas
+        for child in replica.children
+        for dataset in child.datasets
+        if dataset.source["uri"]
+    ]
 
 
 def _plan_study(study_dir: Path, is_over: bool) -> Replica:

@@ -13,6 +13,7 @@ from launch.run_dirs import init_run
 from launch.stopping import StopRequest
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import load_run
+from pipeline.data.prepare import prepare
 from pipeline.data.ray_tasks import ray_session
 from pipeline.errors import LaunchError
 from pipeline.tracking.events import read_events
@@ -70,7 +71,7 @@ WAYS: dict[str, Callable[[Path], Verdict | None]] = {
 
 
 def new_run(tiny_run: Path, name: str) -> Path:
-    return init_run(load_run(tiny_run, [f"name={name}"]), print)
+    return init_run(load_run(tiny_run, [f"name={name}"]), prepare)
 
 
 def losses_of(run_dir: Path) -> list[float]:

@@ -23,6 +23,7 @@ from launch.run_dirs import init_run
 from launch.stopping import StopRequest
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import load_run
+from pipeline.data.prepare import prepare
 from pipeline.tracking.events import EventWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +101,7 @@ def run_dir(tiny_run: Path, tmp_path: Path) -> Path:
     """A run that has written one step, its shards shared with other tests."""
     shards = tiny_run.parent / "runs" / "data"
     run = load_run(tiny_run, [f"output_dir={tmp_path}", f"data.output_dir={shards}"])
-    made = init_run(run, print)
+    made = init_run(run, prepare)
     with EventWriter(made / "events.jsonl", attempt=1) as events:
         events.write("start", 0)
         events.write("train", 1, {"train/loss": 5.0})
@@ -115,7 +116,7 @@ def test_inspect_shows_what_shards_hold(run_dir: Path, capsys: pytest.CaptureFix
     ]
     assert words == [str(prepared_dir)]
     assert main(["inspect", *words]) == 0
-    assert "vocab_size" in capsys.readouterr().out
+    assert "vocabulary 300" in capsys.readouterr().out
 
 
 @pytest.mark.slow

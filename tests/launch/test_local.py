@@ -20,6 +20,7 @@ from launch.run_dirs import init_run
 from launch.stopping import STOP_FILE, StopRequest
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import load_run
+from pipeline.data.prepare import prepare
 from pipeline.errors import LaunchError
 from pipeline.tracking.events import read_events
 from pipeline.tracking.store import read_result, read_verdict
@@ -39,7 +40,7 @@ def launcher() -> LocalLauncher:
 def new_run(tiny_run: Path, request: pytest.FixtureRequest) -> Path:
     """A run of 100,000 steps, which no test waits for."""
     name = request.node.name.replace("[", "-").replace("]", "")[:60]
-    return init_run(load_run(tiny_run, [f"name={name}", LONG]), print)
+    return init_run(load_run(tiny_run, [f"name={name}", LONG]), prepare)
 
 
 def ranks_below(pid: int) -> list[int]:
@@ -117,7 +118,7 @@ def test_a_stop_request_leaves_a_checkpoint_and_the_run_goes_on(
     launcher: LocalLauncher, tiny_run: Path, cli
 ) -> None:
     overrides = ["name=stopped", "train.total_tokens=38400"]
-    run_dir = init_run(load_run(tiny_run, overrides), print)
+    run_dir = init_run(load_run(tiny_run, overrides), prepare)
     when_training(run_dir, threading.Thread(target=(run_dir / STOP_FILE).touch))
     assert launcher.run(run_dir, num_workers=2) == "stopped"
     assert read_verdict(run_dir) == "stopped"

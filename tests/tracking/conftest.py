@@ -2,13 +2,17 @@
 
 import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from pipeline.tracking.mlflow_client import connected, default_uri
+from tests.tracking.mlflow_store import Store
 
 START_UNIX_SECONDS = 1_760_000_000.0
 FAMILIES = {"gpt": 0.0, "lstm_attention": 0.15}
@@ -130,6 +134,24 @@ class RunDirectory:
             "started": self.started,
             "ended": self.started + 60.0,
         }
+
+
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store; making its tables takes seconds, copying it does not."""
+    output_dir = tmp_path_factory.mktemp("store")
+    with connected(default_uri(output_dir), print) as client:
+        client.search_experiments()
+    return output_dir / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path, migrated_store: Path) -> Iterator[Store]:
+    output_dir = tmp_path / "runs"
+    output_dir.mkdir(exist_ok=True)
+    shutil.copy(migrated_store, output_dir)
+    with connected(default_uri(output_dir), print) as client:
+        yield Store(client)
 
 
 @pytest.fixture

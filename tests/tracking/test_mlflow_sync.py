@@ -1,77 +1,20 @@
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.errors import TrackingError
 from pipeline.tracking.events import read_events, surviving_events
-from pipeline.tracking.mlflow_client import connected, default_uri
+from pipeline.tracking.mlflow_client import default_uri
 from pipeline.tracking.mlflow_sync import follow, resolve_uri, sync
 from pipeline.tracking.mlflow_ui import ui_url
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+from tests.tracking.mlflow_store import Store
 
 pytestmark = pytest.mark.slow
-
-
-class Store:
-    """What MLflow shows of an output directory."""
-
-    def __init__(self, client: "MlflowClient") -> None:
-        self.client = client
-
-    def runs(self, experiment: str = "tandem/tiny") -> "dict[str, Run]":
-        """Active runs by name."""
-        found = self.client.get_experiment_by_name(experiment)
-        runs = self.client.search_runs([found.experiment_id])
-        by_name = {run.info.run_name: run for run in runs}
-        assert len(by_name) == len(runs), [run.info.run_name for run in runs]
-        return by_name
-
-    def points(self, run: "Run", name: str) -> list[tuple[int, float]]:
-        history = self.client.get_metric_history(run.info.run_id, name)
-        return sorted((metric.step, metric.value) for metric in history)
-
-    def count(self, experiment: str = "tandem/tiny") -> Counter[tuple[str, str]]:
-        """Number of points by run and metric."""
-        return Counter(
-            {
-                (name, metric): len(self.points(run, metric))
-                for name, run in self.runs(experiment).items()
-                for metric in run.data.metrics
-            }
-        )
-
-    def text(self, run: "Run", name: str) -> str:
-        path = self.client.download_artifacts(run.info.run_id, name)
-        return Path(path).read_text()
-
-
-@pytest.fixture(scope="module")
-def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store; making its tables takes seconds, copying it does not."""
-    output_dir = tmp_path_factory.mktemp("store")
-    with connected(default_uri(output_dir), print) as client:
-        client.search_experiments()
-    return output_dir / "mlflow.db"
-
-
-@pytest.fixture
-def store(tmp_path: Path, migrated_store: Path) -> Iterator[Store]:
-    output_dir = tmp_path / "runs"
-    output_dir.mkdir()
-    shutil.copy(migrated_store, output_dir)
-    with connected(default_uri(output_dir), print) as client:
-        yield Store(client)
 
 
 def test_a_second_sync_sends_nothing(make_study: Callable[[], Path], store: Store) -> None:
