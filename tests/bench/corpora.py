@@ -150,5 +150,6 @@ def _endlessly(documents: Sequence[CorpusDocument]) -> Iterator[tuple[int, Corpu
 
 def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".zst":
-        return zstandard.open(path, "wb", cctx=zstandard.ZstdCompressor(level=3))
+        compressed: IO[bytes] = zstandard.open(path, "wb", cctx=zstandard.ZstdCompressor(level=3))
+        return compressed
     return path.open("wb")

@@ -119,8 +119,9 @@ def run_bare(tokenizer: Path, source: Path, output: Path) -> None:
 def run_tandem(tokenizer: Path, source: Path, output: Path) -> None:
     """`prepare` with Ray up: first the tiny corpus, then every variant; prints what it took."""
     from pipeline.config.data import DataConfig, SourceConfig, TokenizerConfig
-    from pipeline.data.prepare import prepare, ray_session
+    from pipeline.data.prepare import prepare
     from pipeline.data.progress import PrepareEvent
+    from pipeline.data.ray_tasks import ray_session
 
     task_seconds = 0.0
 
@@ -175,10 +176,11 @@ def _encode_bare(tokenizer: Path, path: Path, target: Path) -> None:
             ids, _ = encoder.encode_batch_flat(
                 texts, add_special_tokens=False, split_special_tokens=True
             )
-            stream.write(np.frombuffer(ids, "<u4").astype("<u2"))
+            stream.write(np.frombuffer(ids, "<u4").astype("<u2").data)
 
 
 def _batches(path: Path) -> Iterator[list[str]]:
+    import orjson
     import zstandard
 
     texts: list[str] = []
@@ -188,7 +190,7 @@ def _batches(path: Path) -> Iterator[list[str]]:
         if path.suffix == ".zst":
             lines = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file), 1 << 20)
         for line in lines:
-            text = json.loads(line)["text"]
+            text = orjson.loads(line)["text"]
             texts.append(text)
             characters += len(text)
             if len(texts) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:

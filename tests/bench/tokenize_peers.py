@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.shards import load_manifest
 from tests.bench import reference
 from tests.bench.corpora import (
     NUM_PEER_FILES,
@@ -55,7 +56,7 @@ NEEDS = {
     "ray_rows": ("ray", "pyarrow", "tokenizers"),
 }
 """Packages that each peer needs beside its own code."""
-OURS = ("fastokens", "numpy", "ray", "tokenizers", "zstandard")
+OURS = ("fastokens", "numpy", "orjson", "ray", "tokenizers", "zstandard")
 VARIANTS = {"plain": ".jsonl", "zst": ".jsonl.zst"}
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
@@ -283,7 +284,7 @@ def unequal_shards(bench: Bench, documents: list[CorpusDocument]) -> list[str]:
     """Let Megatron write every shard from its documents; name the files that differ."""
     texts = {document.id: document for document in documents}
     directory = Path(bench.own_reports[-1]["once"]["directory"])
-    manifest = reference.load_manifest(directory)
+    manifest = load_manifest(directory)
     unequal = []
     for split in ("train", "validation"):
         ids = iter(

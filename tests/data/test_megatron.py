@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from pipeline.config.data import DataConfig
 from pipeline.data.prepare import prepare
-from pipeline.data.shards import ShardManifest
+from pipeline.data.shards import ShardManifest, SplitName
 
 VALIDATION_FRACTION = 0.2
 HEADER = "<9sQBQQ"
@@ -98,8 +98,9 @@ def prepared(
 def write_large_tokenizer(path: Path, documents: list[dict[str, str]]) -> Path:
     """Write a tokenizer of whole words whose real ones stand behind 65,500 that never occur."""
     used = sorted({word for document in documents for word in document["text"].split()})
-    words = ["<|endoftext|>", *(f"unused-{i}" for i in range(65_500)), *used]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=None))
+    words = ["<unk>", *(f"unused-{i}" for i in range(65_500)), *used]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
     tokenizer.save(str(path))
@@ -133,7 +134,9 @@ def read_by_layout(prefix: Path, dtype: str) -> list[list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_the_published_layout_gives_every_document_back(prepared: Prepared, split: str) -> None:
+def test_the_published_layout_gives_every_document_back(
+    prepared: Prepared, split: SplitName
+) -> None:
     manifest, found = prepared.manifest, []
     for shard in manifest.splits[split].shards:
         documents = read_by_layout(manifest.directory / shard.name, manifest.dtype)
