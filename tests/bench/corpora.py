@@ -5,6 +5,7 @@ Repeated documents keep their text and get ids of their own, so that nothing tak
 
 import io
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -118,6 +119,14 @@ def write_dealt(documents: Sequence[CorpusDocument], directory: Path) -> Corpus:
         text_bytes=sum(len(document.text.encode()) for document in documents),
         document_ids=tuple((document.id, document.id) for document in ordered),
     )
+
+
+def write_joined(corpus: Corpus, path: Path) -> None:
+    """Write all plain parts of a corpus into one file, in order."""
+    with path.open("wb") as together:
+        for part in sorted(corpus.directory.iterdir()):
+            with part.open("rb") as stream:
+                shutil.copyfileobj(stream, together, 1 << 20)
 
 
 def cut_tiny(documents: Sequence[CorpusDocument]) -> list[CorpusDocument]:

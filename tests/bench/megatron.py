@@ -1,7 +1,7 @@
-"""From a checkout of Megatron-LM to its `tools/preprocess_data.py`, ready to run.
+"""From a checkout of Megatron-LM to its `tools/preprocess_data.py` and `_fast.py`, ready to run.
 
 Its current sources want Python 3.12 for `typing.override`, which is given to 3.11 here, and the
-packages triton and transformers; they run without a GPU.
+packages triton and transformers, the fast script also gigatoken; they run without a GPU.
 """
 
 import json
@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 SCRIPT = "tools/preprocess_data.py"
+FAST_SCRIPT = "tools/preprocess_data_fast.py"
 OVERRIDE = """import typing
 
 if not hasattr(typing, "override"):
@@ -29,18 +30,24 @@ class Megatron:
     commit: str
     python: str
 
-    def command(self, lines: Path, prefix: Path) -> list[str]:
-        """Give the command that writes `<prefix>_text_document.bin` and `.idx`."""
+    def command(self, lines: Path, prefix: Path, *, is_fast: bool = False) -> list[str]:
+        """Give the command that writes `<prefix>_text_document.bin` and `.idx`.
+
+        Args:
+            lines: One file of JSON lines.
+            prefix: Of the files to write.
+            is_fast: Whether to take the script that encodes with gigatoken, in one process with
+                all documents in memory.
+        """
         return [
             self.python,
-            str(self.directory / SCRIPT),
+            str(self.directory / (FAST_SCRIPT if is_fast else SCRIPT)),
             f"--input={lines}",
             f"--output-prefix={prefix}",
             "--tokenizer-type=HuggingFaceTokenizer",
             f"--tokenizer-model={self.directory / 'tokenizer'}",
-            "--workers=2",
-            "--partitions=1",
             "--append-eod",
+            *(["--use-gigatoken"] if is_fast else ["--workers=2", "--partitions=1"]),
         ]
 
     @property
@@ -71,13 +78,12 @@ def copy_megatron(
     git = ["git", "-C", str(checkout)]
     found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if found.returncode == 0:
-        archive = [*git, "archive", "HEAD", "megatron", SCRIPT]
+        archive = [*git, "archive", "HEAD", "megatron", "tools"]
         data = subprocess.run(archive, check=True, capture_output=True).stdout
         with tarfile.open(fileobj=BytesIO(data)) as archived:
             archived.extractall(directory, filter="data")
     else:
-        shutil.copytree(checkout / "megatron", directory / "megatron")
-        (directory / "tools").mkdir()
-        shutil.copy(checkout / SCRIPT, directory / SCRIPT)
+        for name in ("megatron", "tools"):
+            shutil.copytree(checkout / name, directory / name)
     commit = found.stdout.strip() or "unknown"
     return Megatron(directory=directory, commit=commit, python=python)

@@ -7,6 +7,8 @@ from typing import Any
 from tests.bench.timing import Spread
 
 PEERS = ("datasets", "datatrove", "megatron", "ray_rows")
+BESIDE = ("megatron_fast",)
+"""Shown, but none of those that the target names: it is built on another fast encoder."""
 TARGET_OVER_PEER = 15.0
 TARGET_OVER_BARE = 0.5
 

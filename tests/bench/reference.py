@@ -73,7 +73,7 @@ def differing_in_parquet(directory: Path, expected: Mapping[str, Ids]) -> int:
     return _num_differing_rows(table.column("id"), table.column("ids"), expected)
 
 
-def differing_in_megatron(prefix: Path, corpus: Corpus, expected: Mapping[str, Ids]) -> int:
+def differing_in_megatron(corpus: Corpus, expected: Mapping[str, Ids], prefix: Path) -> int:
     """Compare an indexed dataset that closes each document with the reference."""
     tokens = np.memmap(prefix.with_suffix(".bin"), dtype="<u2", mode="r")
     index = read_index(prefix.with_suffix(".idx"))

@@ -8,10 +8,13 @@ from tests.bench.peer_report import Result, judge
 from tests.bench.timing import Spread
 
 
-def result(megabytes_per_second: float, **fields: int) -> Result:
+def result(megabytes_per_second: float, differing_documents: int | None = None) -> Result:
     one = Spread.of([1.0])
     return Result(
-        text_bytes=int(megabytes_per_second * 1e6), seconds=one, start_seconds=one, **fields
+        text_bytes=int(megabytes_per_second * 1e6),
+        seconds=one,
+        start_seconds=one,
+        differing_documents=differing_documents,
     )
 
 

@@ -7,8 +7,9 @@
 Contenders: our `prepare`; the same decoder, parser and encoder bare in two processes; Hugging Face
 `datasets`, `datatrove`, Megatron's `preprocess_data.py` and Ray Data by rows (settings: `programs`
 and `megatron`). Ours and the bare one read the corpus repeated to `--gigabytes`, as plain files and
-as zstd; the peers read it once, as plain files. Everything runs in fresh processes, interleaved
-over the repeats, on two processes, from page cache.
+as zstd; the peers read it once, as plain files. Megatron's new `preprocess_data_fast.py`, built on
+gigatoken, is shown beside them on the repeated corpus in one plain file; no target names it.
+Everything runs in fresh processes, interleaved over the repeats, on two cores, from page cache.
 
 What is counted. Peers and bare: the whole command less the same command on eight short documents,
 so without their start. Ours: the whole of `prepare` with Ray up, nothing subtracted; the start of
@@ -26,86 +27,36 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.shards import load_manifest
 from tests.bench import reference
+from tests.bench.contenders import MEGATRON, VARIANTS, Bench, run_once
 from tests.bench.corpora import (
     NUM_PEER_FILES,
-    Corpus,
     CorpusDocument,
     cut_tiny,
     is_held_out,
     read_corpus,
     write_dealt,
+    write_joined,
     write_repeated,
 )
-from tests.bench.megatron import Megatron, copy_megatron
-from tests.bench.peer_report import PEERS, Result, judge, print_table
+from tests.bench.megatron import copy_megatron
+from tests.bench.peer_report import BESIDE, PEERS, Result, judge, print_table
 from tests.bench.programs import END_OF_DOCUMENT, VALIDATION_FRACTION
-from tests.bench.timing import Run, Spread, cpu_model, own_versions, run_command, versions_in
+from tests.bench.timing import Spread, cpu_model, own_versions, versions_in
 
-ROOT = Path(__file__).resolve().parents[2]
 NEEDS = {
     "datasets": ("datasets", "tokenizers"),
     "datatrove": ("datatrove", "orjson", "tokenizers"),
     "megatron": ("torch", "transformers", "triton"),
+    "megatron_fast": ("awkward", "gigatoken", "torch", "transformers", "triton"),
     "ray_rows": ("ray", "pyarrow", "tokenizers"),
 }
 """Packages that each peer needs beside its own code."""
 OURS = ("fastokens", "numpy", "orjson", "ray", "tokenizers", "zstandard")
-VARIANTS = {"plain": ".jsonl", "zst": ".jsonl.zst"}
-SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "RAYON_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "PYTHONWARNINGS": "ignore",
-}
-"""One thread a process, since there are two processes on two cores; no network."""
-
-
-@dataclass(kw_only=True)
-class Bench:
-    """What one benchmark has: inputs on disk, interpreters, runs so far."""
-
-    work: Path
-    tokenizer: Path
-    python: str
-    once: Corpus
-    tiny: Corpus
-    repeated: dict[str, Corpus]
-    megatron: Megatron | None = None
-    runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
-    own_reports: list[dict[str, Any]] = field(default_factory=list)
-
-    def program(self, name: str, source: Path, output: Path, python: str) -> Run:
-        """Run a contender of `programs`."""
-        command = [python, "-m", "tests.bench.programs", name]
-        places = ("--tokenizer", self.tokenizer, "--input", source, "--output", output)
-        environment = os.environ | SETTINGS | {"PYTHONPATH": str(ROOT), "HOME": str(self.work)}
-        return run_command([*command, *map(str, places)], ROOT, environment)
-
-    def peer(self, name: str, corpus: Corpus, output: Path) -> Run:
-        """Run a peer on the dealt files of a corpus."""
-        if name != "megatron":
-            return self.program(name, corpus.directory / "dealt", output, self.python)
-        assert self.megatron is not None
-        output.mkdir()
-        return self.run_megatron(corpus.directory / "all" / "all.jsonl", output / "out")
-
-    def run_megatron(self, lines: Path, prefix: Path) -> Run:
-        """Run Megatron's script on one file."""
-        assert self.megatron is not None
-        home = {"HOME": str(self.work)}
-        environment = os.environ | SETTINGS | home | self.megatron.environment
-        return run_command(self.megatron.command(lines, prefix), self.work, environment)
 
 
 def main() -> None:
@@ -189,6 +140,8 @@ def write_inputs(given: argparse.Namespace, work: Path, documents: list[CorpusDo
         bench.megatron = copy_megatron(
             given.megatron, work / "megatron", given.tokenizer, END_OF_DOCUMENT, given.peer_python
         )
+    if "megatron_fast" in given.peers:
+        write_joined(repeated["plain"], bench.joined)
     return bench
 
 
@@ -199,29 +152,9 @@ def find_absent(given: argparse.Namespace, bench: Bench) -> dict[str, str]:
         missing = set(NEEDS[name]) - set(versions_in(bench.python, NEEDS[name]))
         if missing:
             absent[name] = f"pip install {' '.join(sorted(missing))} (the bench extra)"
-        elif name == "megatron" and bench.megatron is None:
+        elif name in MEGATRON and bench.megatron is None:
             absent[name] = "give --megatron CHECKOUT of github.com/NVIDIA/Megatron-LM"
     return absent
-
-
-def run_once(bench: Bench, present: list[str]) -> None:
-    """Run every contender once, one after the other, each first on the tiny corpus."""
-    for name in present:
-        for corpus, label in ((bench.tiny, f"{name}/start"), (bench.once, name)):
-            output = _fresh(bench.work / "out" / label.replace("/", "-"))
-            bench.runs[label].append(bench.peer(name, corpus, output))
-            _tell(label, bench.runs[label][-1])
-    for variant in ("tiny", *VARIANTS):
-        label = "bare/start" if variant == "tiny" else f"bare/{variant}"
-        output = _fresh(bench.work / "out" / label.replace("/", "-"))
-        source = bench.work / "ours" / variant
-        bench.runs[label].append(bench.program("bare", source, output, sys.executable))
-        _tell(label, bench.runs[label][-1])
-    output = _fresh(bench.work / "out" / "tandem")
-    done = bench.program("tandem", bench.work / "ours", output, sys.executable)
-    bench.own_reports.append(json.loads(done.output.splitlines()[-1]))
-    _tell("tandem (all)", done)
-    print(f"  {done.output.strip()}", flush=True)
 
 
 def count_differing(
@@ -242,17 +175,18 @@ def count_differing(
         "datasets": lambda path: reference.differing_in_datasets(path, expected),
         "datatrove": lambda path: reference.differing_in_datatrove(path, dealt, expected),
         "ray_rows": lambda path: reference.differing_in_parquet(path, expected),
-        "megatron": lambda path: reference.differing_in_megatron(
-            path / "out_text_document", bench.once, expected
-        ),
     }
-    return differing | {name: checks[name](output / name) for name in present}
+    for name in set(MEGATRON) & set(present):
+        differing[name] = reference.differing_in_megatron(
+            bench.corpus_of(name), expected, output / name / "out_text_document"
+        )
+    return differing | {name: checks[name](output / name) for name in set(checks) & set(present)}
 
 
 def gather(bench: Bench, present: list[str], differing: dict[str, int]) -> dict[str, Result]:
     """Turn runs into results, the start of each contender subtracted where it has to be."""
     results = {}
-    timed = {name: (name, bench.once) for name in present}
+    timed = {name: (name, bench.corpus_of(name)) for name in present}
     timed |= {f"bare/{name}": ("bare", corpus) for name, corpus in bench.repeated.items()}
     for label, (name, corpus) in timed.items():
         start = Spread.of([run.seconds for run in bench.runs[f"{name}/start"]])
@@ -311,28 +245,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="directory of .jsonl[.zst]")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json of GPT-2")
     parser.add_argument("--megatron", type=Path, help="checkout of Megatron-LM")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peers", nargs="*", choices=PEERS + BESIDE, default=PEERS + BESIDE)
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter of the peers")
     parser.add_argument("--gigabytes", type=float, default=1.0, help="text of ours and bare")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, help="where inputs and outputs stand meanwhile")
     parser.add_argument("--result", type=Path, help="JSON to write")
     return parser.parse_args()
-
-
-def _fresh(output: Path) -> Path:
-    for path in (output, Path(f"{output}.cache"), Path(f"{output}.logs")):
-        shutil.rmtree(path, ignore_errors=True)
-    output.parent.mkdir(exist_ok=True)
-    return output
-
-
-def _tell(label: str, done: Run) -> None:
-    load = os.getloadavg()[0]
-    print(
-        f"  {label}: {done.seconds:.2f} s, cpu {done.cpu_seconds:.2f} s, load {load:.1f}",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":
