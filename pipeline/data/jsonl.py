@@ -10,7 +10,7 @@ from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
 from pipeline.data.sources import SPLIT_BYTES, file_pieces
 from pipeline.data.storage import describe_contents, find_all
-from pipeline.data.text_files import LongLine, read_chunks, split_lines, where_of
+from pipeline.data.text_files import Line, LongLine, read_chunks, split_lines, where_of
 
 SUFFIXES = (".jsonl", ".ndjson", ".json")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -72,7 +72,7 @@ def read_jsonl(
             yield too_large(place.where(), line.num_bytes, limit_bytes)
             continue
         position += len(line) + 1
-        if begin == 0:
+        if begin == 0 and line.startswith(BYTE_ORDER_MARK):
             line = line.removeprefix(BYTE_ORDER_MARK)
         if not line or line.isspace():
             continue
@@ -89,7 +89,7 @@ def read_jsonl(
         del record
 
 
-def _parse(line: bytes, text_column: str, place: Place) -> dict[str, Any] | BadRecord:
+def _parse(line: Line, text_column: str, place: Place) -> dict[str, Any] | BadRecord:
     """Give the object on a line that has the text field, or what is wrong."""
     try:
         record = orjson.loads(line)
@@ -106,7 +106,7 @@ def _parse(line: bytes, text_column: str, place: Place) -> dict[str, Any] | BadR
     return record
 
 
-def _explain(line: bytes, exc: orjson.JSONDecodeError) -> tuple[str, str]:
+def _explain(line: Line, exc: orjson.JSONDecodeError) -> tuple[str, str]:
     """Give the reason and the detail of a line that is no JSON."""
     try:
         line.decode()

@@ -31,6 +31,7 @@ from pipeline.data.split_reader import BadPiece, RecordKey, SplitReader
 
 BATCH_DOCUMENTS = 1024
 BATCH_CHARACTERS = 1 << 23
+WRITTEN_TOKENS = 1 << 22
 SINGLE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """One task uses one core; the parallelism is that of the tasks."""
 
@@ -183,12 +184,14 @@ def _encode_into(writer: ShardWriter, encoder: Encoder, texts: list[str], job: S
     ids, offsets = encoder.encode(texts)
     lengths = np.diff(offsets)
     kept = lengths > 0
-    if kept.any():
-        # Narrow first: of one long document all ids are held twice here.
-        narrow = ids.astype(little_endian(job.dtype))
-        closed = np.insert(narrow, offsets[1:][kept], job.end_of_document_id)
-        text_bytes = sum(utf8_bytes(t) for t, keep in zip(texts, kept, strict=True) if keep)
-        writer.add(closed, lengths[kept] + 1, text_bytes)
+    ends = offsets[1:][kept]
+    # In parts, because of one long document all ids would be held three times.
+    for start in range(0, len(ids), WRITTEN_TOKENS):
+        part = ids[start : start + WRITTEN_TOKENS].astype(little_endian(job.dtype))
+        inside = ends[(ends > start) & (ends <= start + len(part))]
+        writer.write(np.insert(part, inside - start, job.end_of_document_id))
+    text_bytes = sum(utf8_bytes(t) for t, keep in zip(texts, kept, strict=True) if keep)
+    writer.add(lengths[kept] + 1, text_bytes)
     return int((~kept).sum())
 
 

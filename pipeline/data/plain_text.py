@@ -8,7 +8,7 @@ from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
 from pipeline.data.sources import SPLIT_BYTES, file_pieces
 from pipeline.data.storage import describe_contents, find_all
-from pipeline.data.text_files import LongLine, read_chunks, split_lines, where_of
+from pipeline.data.text_files import Line, LongLine, read_chunks, split_lines, where_of
 
 SUFFIXES = (".txt", ".text", ".md")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -53,20 +53,17 @@ def read_whole(piece: Piece, limit_bytes: int) -> Iterator[Record]:
     Raises:
         BadFile: The file's bytes cannot be trusted.
     """
-    parts: list[bytes] = []
-    size = 0
+    data, size = bytearray(), 0
     for chunk in read_chunks(piece.path, piece.start, piece.stop):
         size += len(chunk)
         if size > limit_bytes + len(BYTE_ORDER_MARK):
-            parts = []
-            continue
-        parts.append(chunk)
+            data = bytearray()
+        else:
+            data += chunk
     if size > limit_bytes + len(BYTE_ORDER_MARK):
         yield too_large(piece.path, size, limit_bytes)
-        return
-    data = b"".join(parts)
-    parts.clear()
-    yield _decode(data, piece, 0, 0, limit_bytes)
+    else:
+        yield _decode(data, piece, 0, 0, limit_bytes)
 
 
 def read_lines(piece: Piece, limit_bytes: int) -> Iterator[Record]:
@@ -121,9 +118,9 @@ class _Part:
     begin: int
     first_line: int
     num_bytes: int = 0
-    lines: list[bytes] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
 
-    def add(self, line: bytes | LongLine, limit_bytes: int) -> None:
+    def add(self, line: Line | LongLine, limit_bytes: int) -> None:
         self.num_bytes += line.num_bytes if isinstance(line, LongLine) else len(line)
         if isinstance(line, LongLine) or self.num_bytes > limit_bytes:
             self.lines.clear()
@@ -136,9 +133,9 @@ class _Part:
         return _decode(b"".join(self.lines), piece, self.begin, self.first_line, limit_bytes)
 
 
-def _decode(data: bytes, piece: Piece, begin: int, first_line: int, limit_bytes: int) -> Record:
+def _decode(data: Line, piece: Piece, begin: int, first_line: int, limit_bytes: int) -> Record:
     """Make a document of bytes that begin at byte `begin` and line `first_line` of the piece."""
-    if begin == 0:
+    if begin == 0 and data.startswith(BYTE_ORDER_MARK):
         data = data.removeprefix(BYTE_ORDER_MARK)
     try:
         text = data.decode()

@@ -12,8 +12,9 @@ from pipeline.data.split_reader import BadPiece, SplitReader
 
 TRAINING_CHARACTERS = 64 << 20
 """Text that a tokenizer is trained on at most, spread evenly over the splits of the source."""
-CHECKED_CHARACTERS = 1 << 18
-"""Text of the first documents on which the fast encoder must equal the reference."""
+CHECKED_CHARACTERS = 1 << 16
+"""Text of the first documents on which the fast encoder must equal the reference, before it is
+compared on each file; every start waits for it."""
 
 
 def sample_documents(

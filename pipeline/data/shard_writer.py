@@ -28,22 +28,23 @@ class ShardWriter:
         self._text_bytes = 0
         self._largest_id = 0
 
-    def add(
-        self, tokens: npt.NDArray[Any], lengths_tokens: npt.NDArray[Any], text_bytes: int
-    ) -> None:
-        """Append documents.
-
-        Args:
-            tokens: Ids of all documents back to back, end-of-document tokens included.
-            lengths_tokens: Tokens of each document.
-            text_bytes: UTF-8 bytes of the documents.
-        """
+    def write(self, tokens: npt.NDArray[Any]) -> None:
+        """Append tokens, end-of-document tokens included; `add` says whose they are."""
         data = np.ascontiguousarray(tokens, dtype=little_endian(self._dtype)).data
         self._stream.write(data)
         self._digest.update(data)
-        self._lengths.append(lengths_tokens.astype(np.int32))
-        self._text_bytes += text_bytes
         self._largest_id = max(self._largest_id, int(tokens.max()))
+
+    def add(self, lengths_tokens: npt.NDArray[Any], text_bytes: int) -> None:
+        """Count documents whose tokens have been written.
+
+        Args:
+            lengths_tokens: Tokens of each, the one that closes it included.
+            text_bytes: Their UTF-8 bytes.
+        """
+        if len(lengths_tokens):
+            self._lengths.append(lengths_tokens.astype(np.int32))
+            self._text_bytes += text_bytes
 
     def finish(self, source: str, encoder: str, ranges: list[SourceRange]) -> ShardRecord | None:
         """Write the index and name both files; a shard without documents is not kept."""

@@ -7,6 +7,7 @@ Hugging Face hub and more; anything else is a local path.
 import glob
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from pipeline.errors import DataError
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 READ_AHEAD_BYTES = 8 << 20
 """Bytes that a store is asked for at once."""
+HASHING_THREADS = 8
+"""Files hashed at once; the hash lets other threads run, and disks like several readers."""
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "blob_id", "LastModified", "mtime", "created")
 """What stores call the thing that changes with a file's contents, best first."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -106,7 +109,8 @@ def describe_contents(files: Iterable[SourceFile]) -> list[dict[str, str]]:
     Raises:
         DataError: A file cannot be read.
     """
-    return [_describe(file) for file in files]
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return list(pool.map(_describe, files))
 
 
 def file_sha256(path: Path) -> str:

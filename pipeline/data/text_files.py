@@ -26,6 +26,10 @@ FREE_EXPANSION_BYTES = 64 << 20
 """Bytes that may come out of any archive: a small one of equal lines is no bomb."""
 
 
+Line = bytes | bytearray
+"""The second where a line came in several parts."""
+
+
 @dataclass(frozen=True)
 class LongLine:
     """A line that was passed over because it is longer than a reader will hold."""
@@ -68,7 +72,7 @@ def read_chunks(path: str, start: int = 0, stop: int | None = None) -> Iterator[
 
 def split_lines(
     chunks: Iterable[bytes], limit_bytes: int, *, keep_ends: bool = False
-) -> Iterator[bytes | LongLine]:
+) -> Iterator[Line | LongLine]:
     """Yield the lines of a byte stream, in time linear in its length.
 
     Args:
@@ -77,21 +81,27 @@ def split_lines(
         keep_ends: Whether a line comes with its line feed, which its size then counts.
     """
     end = b"\n" if keep_ends else b""
-    parts: list[bytes] = []
-    size = 0
+    # It grows in place, where joining parts would hold a long line twice.
+    line, size = bytearray(), 0
     for chunk in chunks:
         head, *starts = chunk.split(b"\n")
         for start in starts:
             size += len(head) + len(end)
-            yield b"".join([*parts, head, end]) if size <= limit_bytes else LongLine(size)
-            parts, size, head = [], 0, start
+            if size > limit_bytes:
+                yield LongLine(size)
+            elif line:
+                line += head + end
+                yield line
+            else:
+                yield head + end if end else head
+            line, size, head = bytearray(), 0, start
         size += len(head)
-        if size <= limit_bytes:
-            parts.append(head)
+        if size > limit_bytes:
+            line = bytearray()
         else:
-            parts.clear()
+            line += head
     if size:
-        yield b"".join(parts) if size <= limit_bytes else LongLine(size)
+        yield line if size <= limit_bytes else LongLine(size)
 
 
 def cut_file(file: SourceFile, limit_bytes: int, border: bytes = b"\n") -> list[tuple[int, int]]:

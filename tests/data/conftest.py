@@ -145,7 +145,8 @@ def _write_split(
     for i, documents in enumerate(shards):
         with write_shard(directory, f"{name}-{i:05d}", dtype) as writer:
             lengths = np.array([len(document) for document in documents])
-            writer.add(np.concatenate(documents), lengths, int(lengths.sum()))
+            writer.write(np.concatenate(documents))
+            writer.add(lengths, int(lengths.sum()))
             made = SourceRange(name="made", start=0, stop=len(documents))
             source = sources[i] if sources else "made"
             record = writer.finish(source, "tokenizers", [made])

@@ -99,7 +99,8 @@ def test_token_bytes_come_as_int32(make_prepared: Make) -> None:
 def test_an_abandoned_shard_leaves_no_file(tmp_path: Path) -> None:
     def fail() -> None:
         with write_shard(tmp_path, "train-00000", "uint16") as writer:
-            writer.add(np.array([1, 2]), np.array([2]), 2)
+            writer.write(np.array([1, 2]))
+            writer.add(np.array([2]), 2)
             raise RuntimeError("the task dies here")
 
     with pytest.raises(RuntimeError):
