@@ -191,14 +191,16 @@ def _require_file(name: str, url: str, namespace: str, subfolder: str) -> None:
     Nothing is downloaded: tasks on many machines would, each at another time, and the shards would
     depend on what the server gave to which.
     """
+    from datatrove.io import strip_protocol
     from huggingface_hub import cached_assets_path
 
     directory = cached_assets_path("datatrove", namespace=namespace, subfolder=subfolder)
-    path = Path(directory) / url.split("://")[-1].replace("/", "_")
-    if not path.is_file():
+    path = Path(directory) / strip_protocol(url).replace("/", "_")
+    mark = path.with_name(f"{path.name}.completed")  # datatrove fetches what has no such mark
+    if not path.is_file() or not mark.is_file():
         raise ConfigError(
-            f"filter {name} needs {url}, which is not on this machine; "
-            f"put it at {path} on every machine that prepares"
+            f"filter {name} needs {url}, which is not on this machine; on every machine that "
+            f"prepares, put it at {path} and make an empty file {mark.name} beside it"
         )
 
 
