@@ -84,10 +84,13 @@ def test_gopher_quality_keeps_at_the_threshold_and_drops_beyond(reason: str) -> 
 
 
 def test_the_longest_document_is_the_published_one_unless_an_option_says_otherwise() -> None:
-    text = "the with " + "word " * 99_999
-    assert clean(text, "gopher_quality").reason == "gopher_quality:long_doc"
-    assert clean(text[:-5], "gopher_quality").reason is None
-    assert clean(text, "gopher_quality", gopher_quality={"max_doc_words": 100_001}).reason is None
+    from datatrove.pipeline.filters import GopherQualityFilter
+
+    assert GopherQualityFilter().max_doc_words == 100_000
+    options = {"max_doc_words": 60}
+    assert clean(prose(60), "gopher_quality", gopher_quality=options).reason is None
+    dropped = clean(prose(61), "gopher_quality", gopher_quality=options)
+    assert dropped.reason == "gopher_quality:long_doc"
 
 
 def repeated(unit: list[str], num_repeats: int, num_words: int) -> str:
@@ -142,7 +145,7 @@ def test_three_tenths_of_lines_or_paragraphs_may_be_repeats(separator: str, name
     assert 3 / 11 < 0.3 < 3 / 9
     assert clean(kept, "gopher_repetition").reason is None
     assert clean(dropped, "gopher_repetition").reason == f"gopher_repetition:dup_{name}_frac"
-    long = " ".join(numbered(5000, 5030))
+    long = " ".join(numbered(5000, 5040))
     dropped = separator.join([*different[:5], long, long])
     assert len(long) / len(dropped) > 0.2 > 1 / 7
     options: dict[str, Any] = {"dup_n_grams": []}
@@ -271,9 +274,9 @@ def test_the_embedded_corpus_loses_what_the_rules_say() -> None:
     from datatrove.pipeline import filters
 
     with zstandard.open(CORPUS / "classics.jsonl.zst", "rt", encoding="utf-8") as stream:
-        texts = [json.loads(line)["text"] for line in list(stream)[:8]]
+        texts = [json.loads(line)["text"] for line in list(stream)[:3]]
     shakespeare = (CORPUS / "tinyshakespeare.txt").read_text()
-    texts += [shakespeare[i : i + 4096] for i in range(0, 80 * 1024, 4096)]
+    texts += [shakespeare[i : i + 4096] for i in range(0, 40 * 1024, 4096)]
     stages = [
         ("gopher_repetition", filters.GopherRepetitionFilter()),
         ("gopher_quality", filters.GopherQualityFilter()),
