@@ -121,12 +121,12 @@ def test_an_n_gram_may_take_its_published_share(n: int) -> None:
     if not is_top:
         reason = f"gopher_repetition:duplicated_{n}_n_grams"
     outcomes: Counter[str | None] = Counter()
-    for num_others in range(16 * n * num_repeats, 0, -num_repeats):
+    for num_others in range(16 * n * num_repeats, 0, -num_repeats * max(n // 2, 1)):
         text = repeated(numbered(9000, 9000 + n), num_repeats, num_others)
         expected = reason if taken / len(text) > limit else None
         assert clean(text, "gopher_repetition", gopher_repetition=options).reason == expected
         outcomes[expected] += 1
-    assert min(outcomes[None], outcomes[reason]) >= 3
+    assert min(outcomes[None], outcomes[reason]) >= 2
 
 
 def test_the_shares_of_n_grams_are_the_published_ones() -> None:
