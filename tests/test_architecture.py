@@ -37,6 +37,8 @@ FENCES = {
     "datasets": ("pipeline/data/huggingface.py",),
     "orjson": ("pipeline/data/jsonl.py",),
     "fsspec": ("pipeline/data/storage.py",),
+    "datatrove": ("pipeline/data/filters.py",),
+    "rensa": ("pipeline/data/signatures.py",),
     "plotly": ("pipeline/study/figures.py",),
     "lm_eval": ("pipeline/inference/lm_eval_adapter.py",),
     "torch": (
@@ -141,7 +143,8 @@ def registries() -> Iterator[tuple[str, str]]:
 
 
 def test_every_registry_entry_names_something_that_exists() -> None:
-    entries = list(registries())
+    """Those that name classes of a fenced package are built in the tests of their area."""
+    entries = [entry for entry in registries() if entry[1].partition(".")[0] not in FENCES]
     assert entries
     for place, entry in entries:
         module, _, name = entry.partition(":")

@@ -32,12 +32,13 @@ RecordKey = tuple[int, int]
 """Number of the piece in its split, and of the record in the piece."""
 
 
-class Cleaned(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Cleaned:
     """What a cleaner makes of a text."""
 
     text: str
     """The text, possibly changed."""
-    reason: str | None
+    reason: str | None = None
     """Why the document is left out; None keeps it."""
 
 
