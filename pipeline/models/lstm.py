@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from typing import cast
 
 from torch import Generator, Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.config.model import LstmConfig
 from pipeline.models.attention import INIT_STD, CausalAttention
 from pipeline.models.base import FeedForward, LanguageModel, build_norm, residual_scale
+from pipeline.models.documents import Borders, Segments
 
 
 class RecurrentLayer(nn.Module):
@@ -40,9 +42,9 @@ class RecurrentLayer(nn.Module):
             self.feed_forward_norm.reset_parameters()
             self.feed_forward.initialize(generator, scale)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Give the stream after the layer; the state starts at zero in every sample."""
-        state_BTC, _ = self.lstm(self.lstm_norm(x_BTD))
+    def forward(self, x_BTD: Tensor, segments: Segments | None) -> Tensor:
+        """Give the stream after the layer; the state starts at zero in every sample or segment."""
+        state_BTC = run_lstm(self.lstm, self.lstm_norm(x_BTD), segments)
         x_BTD = x_BTD + (state_BTC if self.projection is None else self.projection(state_BTC))
         if self.feed_forward is not None:
             x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
@@ -77,14 +79,35 @@ class LstmAttentionLM(LanguageModel):
             self.attention_norm.reset_parameters()
             self.attention.initialize(generator, scale)
 
-    def backbone(self, x_BTD: Tensor) -> Tensor:
+    def backbone(self, x_BTD: Tensor, borders: Borders) -> Tensor:
         """Give the stream after the last layer, attention added after the configured one."""
+        segments, seen_B1TT = borders.segments(), None
+        if self.attention is not None:
+            seen_B1TT = borders.seen(self.attention.window_tokens)
         attended_layer = self.config.depth - (2 if self.config.attention_after != "last" else 1)
         for index, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD)
+            x_BTD = layer(x_BTD, segments)
             if self.attention is not None and index == attended_layer:
-                x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+                x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), seen_B1TT=seen_B1TT)
         return x_BTD
+
+
+def run_lstm(lstm: nn.LSTM, x_BTD: Tensor, segments: Segments | None) -> Tensor:
+    """Give the states `[B, T, C]` of a one-layer LSTM.
+
+    Args:
+        lstm: The layer.
+        x_BTD: Its input.
+        segments: Sequences that each start at a state of zero; None: the samples.
+    """
+    state_BTC: Tensor
+    if segments is None:
+        state_BTC, _ = lstm(x_BTD)
+        return state_BTC
+    x_ND = x_BTD.flatten(0, 1).index_select(0, segments.tokens_N)
+    packed, _ = lstm(PackedSequence(x_ND, segments.batch_sizes))
+    state_BTC = packed.data.index_select(0, segments.places_N).unflatten(0, x_BTD.shape[:2])
+    return state_BTC
 
 
 def initialize_lstm(lstm: nn.LSTM, forget_bias: float, generator: Generator) -> None:

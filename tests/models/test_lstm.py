@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.config.model import LstmConfig
 from pipeline.models import build_model
+from pipeline.models.documents import Borders
 from pipeline.models.lstm import LstmAttentionLM, initialize_lstm
 
 SIZE = {"width": 12, "depth": 3, "heads": 2, "norm": "layernorm", "activation": "gelu"}
@@ -53,7 +54,9 @@ def test_backbone_equals_the_equations_unrolled_by_hand(
     x_BTD = torch.randn(2, 10, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected_BTD = backbone_by_hand(model, x_BTD, unrolled_lstm, attended_layer)
-        torch.testing.assert_close(model.backbone(x_BTD), expected_BTD, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            model.backbone(x_BTD, Borders()), expected_BTD, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("forget_bias", [0.0, 1.0, 2.5])
