@@ -3,13 +3,14 @@
 A document is the tokens up to and with its end-of-document id. What follows the last such id is a
 document too, and so is what stands before the first, though it began in another sample.
 
-Shapes: `B` batch, `T` time, `N` all B x T tokens, `S` documents of a batch.
+Shapes: `B` batch, `T` time, `N` all B x T tokens, `S` documents of a batch, `P` packed places.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.config.schema import DocumentsConfig
 
@@ -36,15 +37,17 @@ class Segments:
     """The documents of a batch as a packed sequence: longest first, one position after the other.
 
     Every document is a sequence of its own in it, so a recurrence starts each at zero, exactly and
-    without padding.
+    without padding. One sequence more stands before them, a token longer than the longest, whose
+    states nobody reads: where all sequences are equally long, torch takes another kernel, whose
+    gradients come in another order, and ZeRO would add up different parameters of two ranks.
     """
 
-    tokens_N: Tensor
+    tokens_P: Tensor
     """Which of the B x T tokens stands at each place of the packed order."""
     places_N: Tensor
-    """The place of each token: the inverse of `tokens_N`."""
+    """The place of each token."""
     batch_sizes: Tensor
-    """Documents that are longer than each position, on the CPU, as `PackedSequence` needs them."""
+    """Sequences that are longer than each position, on the CPU, as `PackedSequence` needs them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +103,16 @@ def cut(documents_BT: Tensor) -> Segments:
     times_N = positions_in(documents_BT.cpu()).flatten()
     segments_N = (times_N == 0).cumsum(dim=0) - 1
     lengths_S = segments_N.bincount()
-    ranks_S = lengths_S.argsort(descending=True, stable=True).argsort()
-    batch_sizes = times_N.bincount()
+    ranks_S = lengths_S.argsort(descending=True, stable=True).argsort() + 1
+    batch_sizes = F.pad(times_N.bincount(), (0, 1)) + 1
     starts = batch_sizes.cumsum(dim=0) - batch_sizes
     places_N = starts[times_N] + ranks_S[segments_N]
+    # The sequence before them repeats token 0, which is as good as any.
+    tokens_P = torch.zeros(int(batch_sizes.sum()), dtype=torch.long)
+    tokens_P[places_N] = torch.arange(len(places_N))
     device = documents_BT.device
     return Segments(
-        tokens_N=places_N.argsort().to(device),
+        tokens_P=tokens_P.to(device),
         places_N=places_N.to(device),
         batch_sizes=batch_sizes,
     )

@@ -15,6 +15,24 @@ from pipeline.models.base import FeedForward, LanguageModel, build_norm, residua
 from pipeline.models.documents import Borders, Segments
 
 
+class SegmentedLstm(nn.LSTM):
+    """An LSTM whose state starts at zero in every sample, or in every segment of one.
+
+    Packed sequences stay inside, so that modules exchange plain tensors only.
+    """
+
+    def forward(self, x_BTD: Tensor, segments: Segments | None = None) -> Tensor:  # type: ignore[override]
+        """Give the states `[B, T, C]`."""
+        state_BTC: Tensor
+        if segments is None:
+            state_BTC, _ = super().forward(x_BTD)
+            return state_BTC
+        x_PD = x_BTD.flatten(0, 1).index_select(0, segments.tokens_P)
+        packed, _ = super().forward(PackedSequence(x_PD, segments.batch_sizes))
+        state_NC: Tensor = packed.data.index_select(0, segments.places_N)
+        return state_NC.view(*x_BTD.shape[:2], -1)
+
+
 class RecurrentLayer(nn.Module):
     """An LSTM, then a feed-forward, each on the normalised stream and added back to it."""
 
@@ -23,7 +41,7 @@ class RecurrentLayer(nn.Module):
         hidden = config.resolved_hidden_width
         self.forget_bias = config.forget_bias
         self.lstm_norm = build_norm(config)
-        self.lstm = nn.LSTM(config.width, hidden, batch_first=True)
+        self.lstm = SegmentedLstm(config.width, hidden, batch_first=True)
         self.projection: nn.Linear | None = None
         if hidden != config.width:
             self.projection = nn.Linear(hidden, config.width, bias=False)
@@ -44,7 +62,7 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, segments: Segments | None) -> Tensor:
         """Give the stream after the layer; the state starts at zero in every sample or segment."""
-        state_BTC = run_lstm(self.lstm, self.lstm_norm(x_BTD), segments)
+        state_BTC = self.lstm(self.lstm_norm(x_BTD), segments)
         x_BTD = x_BTD + (state_BTC if self.projection is None else self.projection(state_BTC))
         if self.feed_forward is not None:
             x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
@@ -90,24 +108,6 @@ class LstmAttentionLM(LanguageModel):
             if self.attention is not None and index == attended_layer:
                 x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), seen_B1TT=seen_B1TT)
         return x_BTD
-
-
-def run_lstm(lstm: nn.LSTM, x_BTD: Tensor, segments: Segments | None) -> Tensor:
-    """Give the states `[B, T, C]` of a one-layer LSTM.
-
-    Args:
-        lstm: The layer.
-        x_BTD: Its input.
-        segments: Sequences that each start at a state of zero; None: the samples.
-    """
-    state_BTC: Tensor
-    if segments is None:
-        state_BTC, _ = lstm(x_BTD)
-        return state_BTC
-    x_ND = x_BTD.flatten(0, 1).index_select(0, segments.tokens_N)
-    packed, _ = lstm(PackedSequence(x_ND, segments.batch_sizes))
-    state_BTC = packed.data.index_select(0, segments.places_N).unflatten(0, x_BTD.shape[:2])
-    return state_BTC
 
 
 def initialize_lstm(lstm: nn.LSTM, forget_bias: float, generator: Generator) -> None:

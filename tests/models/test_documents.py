@@ -20,7 +20,7 @@ from pipeline.models.attention import rotary_table
 from pipeline.models.base import LanguageModel
 from pipeline.models.documents import Borders, DocumentRule, cut, positions_in
 from pipeline.models.gpt import GptBlock, GptLM
-from pipeline.models.lstm import LstmAttentionLM, RecurrentLayer
+from pipeline.models.lstm import LstmAttentionLM, RecurrentLayer, SegmentedLstm
 
 VOCAB, END = 50, 7
 SIZE = {"width": 16, "depth": 2, "heads": 2, "max_positions": 12}
@@ -224,7 +224,25 @@ def test_cut_orders_documents_as_torch_packs_them() -> None:
         for row_T, lengths in zip(rows_BT, LENGTHS, strict=True)
         for start, stop in spans(lengths)
     ]
-    packed = pack_sequence(sorted(pieces, key=len, reverse=True))
-    assert rows_BT.flatten()[segments.tokens_N].tolist() == packed.data.tolist()
+    extra = rows_BT.flatten()[0].repeat(13)
+    packed = pack_sequence([extra, *sorted(pieces, key=len, reverse=True)])
+    assert rows_BT.flatten()[segments.tokens_P].tolist() == packed.data.tolist()
     assert segments.batch_sizes.tolist() == packed.batch_sizes.tolist()
-    assert segments.tokens_N[segments.places_N].tolist() == list(range(rows_BT.numel()))
+    assert segments.tokens_P[segments.places_N].tolist() == list(range(rows_BT.numel()))
+
+
+def test_gradients_become_ready_in_one_order_wherever_documents_end() -> None:
+    """Ranks reduce gradients in the order in which they become ready, so it has to be the same."""
+    lstm = SegmentedLstm(8, 8, batch_first=True)
+    order: list[str] = []
+    for name, parameter in lstm.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name))
+    found = set()
+    for ends in ([], [5], [11], [0, 1], [3, 7], list(range(12))):
+        ends_BT = torch.zeros(2, 12, dtype=torch.long)
+        ends_BT[:, ends] = 1
+        order.clear()
+        x_BTD = torch.randn(2, 12, 8, requires_grad=True)
+        lstm(x_BTD, cut(ends_BT.cumsum(dim=1) - ends_BT)).sum().backward()
+        found.add(tuple(order))
+    assert len(found) == 1

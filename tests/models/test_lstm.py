@@ -23,7 +23,7 @@ def backbone_by_hand(
 ) -> Tensor:
     """Compose the sub-layers as the design states them, LSTMs as loops over time."""
     for index, layer in enumerate(model.layers):
-        state_BTC, _ = unrolled(layer.lstm)(normalized(x_BTD))
+        state_BTC = unrolled(layer.lstm)(normalized(x_BTD))
         if layer.projection is not None:
             state_BTC = state_BTC @ layer.projection.weight.T
         x_BTD = x_BTD + state_BTC
@@ -79,8 +79,8 @@ def test_the_drawn_weights_are_those_that_the_lstm_computes_with() -> None:
     assert isinstance(model, LstmAttentionLM)
     layer = model.layers[0]
     x_BTD = torch.ones(1, 4, 12)
-    before_BTC, _ = layer.lstm(x_BTD)
+    before_BTC = layer.lstm(x_BTD)
     with torch.no_grad():
         layer.lstm.bias_ih_l0.add_(1.0)
-    after_BTC, _ = layer.lstm(x_BTD)
+    after_BTC = layer.lstm(x_BTD)
     assert (before_BTC - after_BTC).abs().min() > 0.01
