@@ -12,7 +12,6 @@ index is built and the stream can be entered anywhere.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from pipeline.config.batching import IGNORED_LABEL, BatchPlan
 from pipeline.config.data import MixtureConfig
 from pipeline.data.checks import check_global_batch, check_validation_tokens
-from pipeline.data.mixture import plan_mixture
+from pipeline.data.mixture import count_tokens, plan_mixture
 from pipeline.data.order import permute
 from pipeline.data.shards import ShardManifest, ShardSet, load_token_bytes
 from pipeline.errors import DataError
@@ -108,7 +107,9 @@ class TokenLoader:
         """
         self.mixture = plan_mixture(manifest, mixture, plan.sequence_tokens)
         check_global_batch(self.mixture, plan.sequence_tokens, plan.global_batch_samples)
-        self._shards = [ShardSet(manifest, "train", name) for name in self.mixture.names]
+        self._shards = ShardSet(manifest, "train", self.mixture.names)
+        tokens = count_tokens(manifest)
+        self._first_tokens = np.cumsum([0, *(tokens[name] for name in self.mixture.names)])
         self._token_bytes = load_token_bytes(manifest.directory)
         self._first_ids = np.cumsum([0, *self.mixture.num_samples])
         self._plan = plan
@@ -183,11 +184,8 @@ class TokenLoader:
 
     def _read(self, sources_B: Int64Array, samples_B: Int64Array) -> TokenBatch:
         length = self._plan.sequence_tokens
-        dtype: npt.DTypeLike = self._shards[0].manifest.dtype
-        rows: npt.NDArray[Any] = np.empty((len(samples_B), length + 1), dtype=dtype)
-        for index in np.unique(sources_B).tolist():
-            chosen_B = sources_B == index
-            rows[chosen_B] = self._shards[index].rows(samples_B[chosen_B] * length, length + 1)
+        starts_B = self._first_tokens[sources_B] + samples_B * length
+        rows = self._shards.rows(starts_B, length + 1)
         labels = rows[:, 1:].astype(np.int64)
         return TokenBatch(
             inputs=rows[:, :-1].astype(np.int64),

@@ -115,10 +115,16 @@ def count_samples(manifest: ShardManifest, sequence_tokens: int) -> dict[str, in
         manifest: Prepared shards.
         sequence_tokens: T; a sample reads one token more, which the next one begins with.
     """
+    tokens = count_tokens(manifest)
+    return {name: max(count - 1, 0) // sequence_tokens for name, count in tokens.items()}
+
+
+def count_tokens(manifest: ShardManifest) -> dict[str, int]:
+    """Count the tokens of each source of the train split, in the order of the shards."""
     tokens: dict[str, int] = {}
     for shard in manifest.splits["train"].shards:
         tokens[shard.source] = tokens.get(shard.source, 0) + shard.tokens
-    return {name: max(count - 1, 0) // sequence_tokens for name, count in tokens.items()}
+    return tokens
 
 
 def spread_evenly(counts: list[int]) -> Int64Array:

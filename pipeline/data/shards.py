@@ -6,6 +6,7 @@ last, `manifest.json`. Without the manifest the directory is not prepared.
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
@@ -101,25 +102,26 @@ class ShardManifest(_Record):
 
 
 class ShardSet:
-    """The tokens of one split, or of one source in it, back to back and memory-mapped."""
+    """The tokens of one split, or of sources in it, back to back and memory-mapped."""
 
     def __init__(
-        self, manifest: ShardManifest, split: SplitName, source: str | None = None
+        self, manifest: ShardManifest, split: SplitName, sources: Sequence[str] | None = None
     ) -> None:
         """Map every shard.
 
         Args:
             manifest: The prepared directory.
             split: The split to read.
-            source: The source to read; None reads all, in the order of the shards.
+            sources: The sources to read, one behind the other; None reads all shards as they stand.
 
         Raises:
             DataError: A shard is missing or has another size than the manifest says.
         """
         self.manifest = manifest
         self.split = split
-        shards = manifest.splits[split].shards
-        self._shards = [shard for shard in shards if source is None or shard.source == source]
+        self._shards = manifest.splits[split].shards
+        if sources is not None:
+            self._shards = [s for name in sources for s in self._shards if s.source == name]
         # Slices of plain arrays cost a third of those of np.memmap.
         self._arrays = [np.asarray(_map_shard(manifest, shard)) for shard in self._shards]
         self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
