@@ -50,7 +50,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> ShardManifest:
     return ShardManifest(
         fingerprint="", recipe={}, vocab_size=VOCAB_SIZE, dtype="uint16", end_of_document="",
         end_of_document_id=0, tokenizer_sha256="", token_bytes_sha256="", encoder="",
-        encoder_version="", splits={"train": split}, dropped_documents={}, directory=directory,
+        encoder_version="", splits={"train": split}, dropped_documents={},
+        input_documents=4, quarantined_documents={}, bad_files=[], directory=directory,
     )  # fmt: skip
 
 

@@ -59,9 +59,9 @@ def test_training_on_three_sources_counts_each_by_its_weight(
         for name, count in counts.items():
             assert abs(count - taken * expected[name] / NUM_SAMPLES) < 1.0
     ((shown,),) = [replica.children for replica in plan_replicas(run_dir, is_over=True)]
-    points = {point.name: point.value for point in shown.points if point.name.startswith("data/")}
-    assert points["data/code/epochs"] == 4.8
-    assert points["data/books/tokens"] == 24 * SEQUENCE_TOKENS
+    points = {point.name: point.value for point in shown.points if point.name.startswith("source/")}
+    assert points["source/code/epochs"] == 4.8
+    assert points["source/books/tokens"] == 24 * SEQUENCE_TOKENS
     assert len(points) == 6
 
 
