@@ -2,29 +2,33 @@
 
 Legend: B samples of a micro-batch, T tokens of a sample.
 
-Sample i of a split is its tokens [i*T, i*T + T], one more than T, so that every token but the first
-is a label once. The order of an epoch is a permutation of the samples computed point by point from
-(seed, epoch, position): no index is built, and any position can be asked for at once.
+Sample j of a source is its tokens [j*T, j*T + T], one more than T, so that every token but the
+first is a label once. Training reads one endless stream of samples: the mixture says which source
+sample i of the stream comes from and how many of that source came before it; these go through the
+source pass by pass, each pass in an order of its own. All of it is a function of (seed, i), so no
+index is built and the stream can be entered anywhere.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.batching import IGNORED_LABEL, BatchPlan
-from pipeline.data.checks import check_train_tokens, check_validation_tokens
-from pipeline.data.shards import ShardSet, load_token_bytes
+from pipeline.config.data import MixtureConfig
+from pipeline.data.checks import check_global_batch, check_validation_tokens
+from pipeline.data.mixture import count_tokens, plan_mixture
+from pipeline.data.order import permute
+from pipeline.data.shards import ShardManifest, ShardSet, load_token_bytes
 from pipeline.errors import DataError
 
-FEISTEL_ROUNDS = 8
-SMALLEST_HALF_BITS = 4
-"""Halves of fewer bits give too few different permutations of a handful of samples."""
+BLOCK_SAMPLES = 1024
+"""Samples that a rank looks up at once: the order costs 2 us a sample then, 100 alone."""
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
-UInt64Array = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,82 +42,156 @@ class TokenBatch:
     text_bytes: Int32Array
     """[B, T] raw bytes of each label; 0 where it is not scored or ends a document."""
     sample_ids: Int64Array
-    """[B] which sample of the split each row is; -1 for a row that is all padding."""
+    """[B] which sample of the split each row is, the mixed sources back to back; -1 for a row that
+    is all padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderState:
-    """Where the next step begins, in samples over all ranks, so that it holds at any world size."""
+    """Where the next step begins in the stream, which is the same at any world size."""
 
-    epoch: int = 0
-    sample_index: int = 0
+    num_samples: int = 0
+    """Samples that were taken from the stream, over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCount:
+    """What was read of one source, over all ranks."""
+
+    samples: int
+    tokens: int
+    epochs: float
+    """Passes over the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """The samples of one rank in the steps that come next."""
+
+    first: int
+    """Number in the stream at which the first of its steps begins."""
+    sources: Int64Array
+    """[steps, micro-batches, B] place of the source in the mixture."""
+    samples: Int64Array
+    """[steps, micro-batches, B] sample of the source."""
 
 
 class TokenLoader:
-    """Cuts the shuffled samples of a split into steps and gives one rank its micro-batches.
+    """Cuts the stream of samples into steps and gives one rank its micro-batches.
 
     Micro-batch k of a global batch goes to rank k modulo world size, so the micro-batches of a step
-    are the same at every world size; only who computes them changes. The samples behind the last
-    full global batch of an epoch are left out; as every epoch has its own order, they differ.
+    are the same at every world size; only who computes them changes. A global batch may hold the
+    end of one pass over a source and the start of the next: no sample is left out.
     """
 
-    def __init__(self, shards: ShardSet, plan: BatchPlan, rank: int, seed: int) -> None:
-        """Prepare for the first step of epoch 0.
+    def __init__(
+        self,
+        manifest: ShardManifest,
+        mixture: MixtureConfig,
+        plan: BatchPlan,
+        rank: int,
+        seed: int,
+    ) -> None:
+        """Prepare for the first step.
 
         Args:
-            shards: The split to read.
+            manifest: The shards, whose train split is read.
+            mixture: How its sources are mixed.
             plan: How a global batch is cut.
             rank: This rank, from 0.
             seed: Seed of the sample order.
 
         Raises:
-            DataError: The split is too small for one global batch, or `token_bytes.npy` is gone.
+            ConfigError: The mixture does not fit the shards.
+            DataError: The split is too small for one global batch, or a file is gone.
         """
-        self.num_samples = max(shards.num_tokens - 1, 0) // plan.sequence_tokens
-        check_train_tokens(shards.num_tokens, plan.sequence_tokens, plan.global_batch_samples)
-        self._shards = shards
-        self._token_bytes = load_token_bytes(shards.manifest.directory)
+        self.mixture = plan_mixture(manifest, mixture, plan.sequence_tokens)
+        check_global_batch(self.mixture, plan.sequence_tokens, plan.global_batch_samples)
+        self._shards = ShardSet(manifest, "train", self.mixture.names)
+        tokens = count_tokens(manifest)
+        self._first_tokens = np.cumsum([0, *(tokens[name] for name in self.mixture.names)])
+        self._token_bytes = load_token_bytes(manifest.directory)
+        self._first_ids = np.cumsum([0, *self.mixture.num_samples])
         self._plan = plan
         self._rank = rank
         self._seed = seed
+        self._block: _Block | None = None
         self.state = LoaderState()
 
     def load_state(self, state: LoaderState) -> None:
         """Continue from a state, at this or any other world size.
 
         Raises:
-            DataError: The state lies outside the split.
+            DataError: The state is none of a loader.
         """
-        if state.epoch < 0 or not 0 <= state.sample_index <= self.num_samples:
-            raise DataError(
-                f"{state} does not fit a split of {self.num_samples} samples: "
-                "it belongs to other data or to another sequence length"
-            )
+        if state.num_samples < 0:
+            raise DataError(f"{state} lies before the first sample: the checkpoint is damaged")
         self.state = state
+        self._block = None
 
     def next_step(self) -> list[TokenBatch]:
-        """Give this rank's micro-batches of the next optimizer step; the state moves past it."""
-        size = self._plan.global_batch_samples
-        epoch, start = self.state.epoch, self.state.sample_index
-        if start + size > self.num_samples:
-            epoch, start = epoch + 1, 0
-        positions = np.arange(start, start + size, dtype=np.int64)
-        samples = permute(positions, self.num_samples, self._seed, epoch)
-        self.state = LoaderState(epoch=epoch, sample_index=start + size)
-        mine = samples.reshape(-1, self._plan.micro_batch_samples)
-        return [self._read(ids) for ids in mine[self._rank :: self._plan.world_size]]
+        """Give this rank's micro-batches of the next optimizer step; the state moves past it.
 
-    def _read(self, sample_ids: Int64Array) -> TokenBatch:
+        Raises:
+            DataError: A shard holds an id outside the vocabulary.
+        """
+        first, size = self.state.num_samples, self._plan.global_batch_samples
+        if self._block is None or first >= self._block.first + size * len(self._block.samples):
+            self._block = self._look_up(first)
+        step = (first - self._block.first) // size
+        self.state = LoaderState(num_samples=first + size)
+        return [
+            self._read(sources_B, samples_B)
+            for sources_B, samples_B in zip(
+                self._block.sources[step], self._block.samples[step], strict=True
+            )
+        ]
+
+    def seen(self) -> dict[str, SourceCount]:
+        """Count what was read of each source up to the state, by closed forms."""
+        first, length = self.state.num_samples, self._plan.sequence_tokens
+        epochs = self.mixture.seen_epochs(first)
+        return {
+            name: SourceCount(samples=count, tokens=count * length, epochs=epochs[name])
+            for name, count in self.mixture.seen_samples(first).items()
+        }
+
+    def _look_up(self, first: int) -> _Block:
+        plan = self._plan
+        steps = -(-BLOCK_SAMPLES // plan.samples_per_rank)
+        numbers = np.arange(first, first + steps * plan.global_batch_samples, dtype=np.int64)
+        by_micro_batch = numbers.reshape(steps, -1, plan.micro_batch_samples)
+        mine = by_micro_batch[:, self._rank :: plan.world_size]
+        sources, turns = self.mixture.locate(mine.ravel())
+        samples = np.empty_like(turns)
+        for index in range(len(self.mixture.names)):
+            samples[sources == index] = self._order(index, turns[sources == index])
+        return _Block(
+            first=first, sources=sources.reshape(mine.shape), samples=samples.reshape(mine.shape)
+        )
+
+    def _order(self, index: int, turns: Int64Array) -> Int64Array:
+        """Give the sample of a source that its turns from 0 on fall to."""
+        size = self.mixture.num_samples[index]
+        epochs, positions = np.divmod(turns, size)
+        samples = np.empty_like(positions)
+        # By its name, so that no source's order depends on which others are there.
+        key = int.from_bytes(sha256(self.mixture.names[index].encode()).digest()[:8], "little")
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            samples[chosen] = permute(positions[chosen], size, (self._seed, epoch, key))
+        return samples
+
+    def _read(self, sources_B: Int64Array, samples_B: Int64Array) -> TokenBatch:
         length = self._plan.sequence_tokens
-        rows = np.empty((len(sample_ids), length + 1), dtype=np.int64)
-        for row, sample in zip(rows, sample_ids.tolist(), strict=True):
-            row[:] = self._shards.tokens(sample * length, (sample + 1) * length + 1)
-        labels = np.ascontiguousarray(rows[:, 1:])
+        starts_B = self._first_tokens[sources_B] + samples_B * length
+        rows = self._shards.rows(starts_B, length + 1)
+        labels = rows[:, 1:].astype(np.int64)
         return TokenBatch(
-            inputs=np.ascontiguousarray(rows[:, :-1]),
+            inputs=rows[:, :-1].astype(np.int64),
             labels=labels,
-            text_bytes=label_bytes(labels, self._token_bytes),
-            sample_ids=sample_ids,
+            text_bytes=self._token_bytes[labels],
+            sample_ids=self._first_ids[sources_B] + samples_B,
         )
 
 
@@ -198,46 +276,3 @@ def label_bytes(labels_BT: Int64Array, token_bytes: Int32Array) -> Int32Array:
     """
     is_label = labels_BT != IGNORED_LABEL
     return np.where(is_label, token_bytes[np.where(is_label, labels_BT, 0)], np.int32(0))
-
-
-def permute(positions: Int64Array, num_samples: int, seed: int, epoch: int) -> Int64Array:
-    """Give which sample stands at each position of an epoch.
-
-    A Feistel network over the next even power of two is a bijection whatever its round function
-    is; a value that falls outside the samples is sent through again until it falls inside.
-
-    Args:
-        positions: Positions in the epoch, each in [0, num_samples).
-        num_samples: Number of samples.
-        seed: Seed of the order.
-        epoch: Epoch, from 0.
-
-    Returns:
-        Sample numbers in [0, num_samples), all different for different positions.
-
-    Source: Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains, section 4.
-    """
-    half_bits = max(SMALLEST_HALF_BITS, ((num_samples - 1).bit_length() + 1) // 2)
-    words = np.random.SeedSequence([seed, epoch]).generate_state(FEISTEL_ROUNDS, np.uint64)
-    keys = words.astype(np.uint64)
-    values = positions.astype(np.uint64)
-    outside = np.arange(len(values))
-    while len(outside):
-        values[outside] = _feistel(values[outside], keys, half_bits)
-        outside = outside[values[outside] >= num_samples]
-    return values.astype(np.int64)
-
-
-def _feistel(values: UInt64Array, keys: UInt64Array, half_bits: int) -> UInt64Array:
-    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> shift, values & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << shift) | right
-
-
-def _mix(values: UInt64Array) -> UInt64Array:
-    """Scatter the bits of each value (the finaliser of splitmix64; Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

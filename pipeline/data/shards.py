@@ -6,8 +6,9 @@ last, `manifest.json`. Without the manifest the directory is not prepared.
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -101,46 +102,94 @@ class ShardManifest(_Record):
 
 
 class ShardSet:
-    """The tokens of one split, all documents of all shards back to back, memory-mapped."""
+    """The tokens of one split, or of sources in it, back to back and memory-mapped."""
 
-    def __init__(self, manifest: ShardManifest, split: SplitName) -> None:
+    def __init__(
+        self, manifest: ShardManifest, split: SplitName, sources: Sequence[str] | None = None
+    ) -> None:
         """Map every shard.
+
+        Args:
+            manifest: The prepared directory.
+            split: The split to read.
+            sources: The sources to read, one behind the other; None reads all shards as they stand.
 
         Raises:
             DataError: A shard is missing or has another size than the manifest says.
         """
         self.manifest = manifest
         self.split = split
-        self._arrays = [_map_shard(manifest, shard) for shard in manifest.splits[split].shards]
+        self._shards = manifest.splits[split].shards
+        if sources is not None:
+            self._shards = [s for name in sources for s in self._shards if s.source == name]
+        # Slices of plain arrays cost a third of those of np.memmap.
+        self._arrays = [np.asarray(_map_shard(manifest, shard)) for shard in self._shards]
         self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the split, the end-of-document tokens included."""
+        """Tokens, the end-of-document tokens included."""
         return int(self._starts[-1])
 
     def tokens(self, start: int, stop: int) -> npt.NDArray[np.integer[Any]]:
-        """Copy the tokens [start, stop) of the split.
+        """Copy the tokens [start, stop).
 
         Args:
             start: First token, from 0.
             stop: Token behind the last one, at most `num_tokens`.
 
         Raises:
-            IndexError: The range is not inside the split.
+            IndexError: The range is not inside the tokens.
+            DataError: A token id is outside the vocabulary.
         """
-        if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(f"tokens [{start}, {stop}) of a split with {self.num_tokens} tokens")
-        result = np.empty(stop - start, dtype=little_endian(self.manifest.dtype))
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        position = start
-        while position < stop:
-            offset = position - int(self._starts[shard])
-            part = self._arrays[shard][offset : offset + stop - position]
-            result[position - start : position - start + len(part)] = part
-            position += len(part)
-            shard += 1
+        row: npt.NDArray[np.integer[Any]] = self.rows(np.array([start]), stop - start)[0]
+        return row
+
+    def rows(
+        self, starts_B: npt.NDArray[np.int64], num_tokens: int
+    ) -> npt.NDArray[np.integer[Any]]:
+        """Copy runs of equal length, `[B, num_tokens]`, each over as many shards as it takes.
+
+        Args:
+            starts_B: First token of each run, from 0.
+            num_tokens: Tokens of a run.
+
+        Raises:
+            IndexError: A run is not inside the tokens.
+            DataError: A token id is outside the vocabulary.
+        """
+        last = self.num_tokens - num_tokens
+        if num_tokens < 0 or (starts_B < 0).any() or (starts_B > last).any():
+            raise IndexError(
+                f"runs of {num_tokens} tokens from {starts_B.tolist()} of {self.num_tokens} tokens"
+            )
+        result = np.empty((len(starts_B), num_tokens), dtype=little_endian(self.manifest.dtype))
+        shards_B = np.searchsorted(self._starts, starts_B, side="right") - 1
+        offsets_B = starts_B - self._starts[shards_B]
+        for row, shard, offset in zip(result, shards_B.tolist(), offsets_B.tolist(), strict=True):
+            self._fill(row, shard, offset)
+        # Negative ids are the largest ones of the unsigned type of the same size.
+        ids = result.view(f"u{result.itemsize}")
+        if ids.size and ids.max() >= self.manifest.vocab_size:
+            row_index, column = np.argwhere(ids >= self.manifest.vocab_size)[0].tolist()
+            self._refuse(int(starts_B[row_index]) + column, int(result[row_index, column]))
         return result
+
+    def _fill(self, row: npt.NDArray[np.integer[Any]], shard: int, offset: int) -> None:
+        filled = 0
+        while filled < len(row):
+            part = self._arrays[shard][offset : offset + len(row) - filled]
+            row[filled : filled + len(part)] = part
+            filled, shard, offset = filled + len(part), shard + 1, 0
+
+    def _refuse(self, position: int, token_id: int) -> NoReturn:
+        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
+        path = self.manifest.directory / f"{self._shards[shard].name}.bin"
+        raise DataError(
+            f"{path} holds the id {token_id} as its token {position - int(self._starts[shard])}, "
+            f"the vocabulary has {self.manifest.vocab_size} entries: the file is damaged; list "
+            f"what is with: python -m launch verify {self.manifest.directory}"
+        )
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -11,6 +11,7 @@ from pipeline.config.model import ModelConfig
 
 if TYPE_CHECKING:
     from pipeline.models.base import LanguageModel
+    from pipeline.models.documents import DocumentRule
 
 MODELS = {
     "gpt": "pipeline.models.gpt:GptLM",
@@ -19,7 +20,9 @@ MODELS = {
 """Family name to the class that builds it; importing this package loads no torch."""
 
 
-def build_model(config: ModelConfig, vocab_size: int, seed: int) -> "LanguageModel":
+def build_model(
+    config: ModelConfig, vocab_size: int, seed: int, documents: "DocumentRule | None" = None
+) -> "LanguageModel":
     """Build a model with fresh weights, in fp32 on the CPU.
 
     The weights are a function of config, vocabulary and seed alone: they come from one generator of
@@ -29,6 +32,7 @@ def build_model(config: ModelConfig, vocab_size: int, seed: int) -> "LanguageMod
         config: Family and shape.
         vocab_size: Entries of the tokenizer; `config.vocab_size` may pad the table beyond it.
         seed: Seed of the initialisation.
+        documents: What the model keeps within a document; None keeps nothing.
 
     Raises:
         ConfigError: The tokenizer has more entries than `config.vocab_size`.
@@ -43,4 +47,5 @@ def build_model(config: ModelConfig, vocab_size: int, seed: int) -> "LanguageMod
         model: LanguageModel = family(config, rows)
     model.to_empty(device="cpu")
     model.initialize(torch.Generator().manual_seed(seed))
+    model.documents = documents
     return model

@@ -29,12 +29,19 @@ class CausalAttention(nn.Module):
         nn.init.normal_(self.qkv.weight, std=INIT_STD, generator=generator)
         nn.init.normal_(self.out.weight, std=INIT_STD * residual_scale, generator=generator)
 
-    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        seen_B1TT: Tensor | None = None,
+    ) -> Tensor:
         """Give the attended values.
 
         Args:
             x_BTD: Normalised input.
             rotation: Cosines and sines from `rotary_table`, or None for no rotary positions.
+            seen_B1TT: True where row (query) sees column (key), causal and within the window; None
+                sees all of the window.
 
         Returns:
             `[B, T, D]`, to be added to the residual stream.
@@ -46,7 +53,9 @@ class CausalAttention(nn.Module):
         )
         if rotation is not None:
             q_BHTK, k_BHTK = rotate(q_BHTK, *rotation), rotate(k_BHTK, *rotation)
-        if self.window_tokens is None or self.window_tokens >= num_tokens:
+        if seen_B1TT is not None:
+            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_B1TT)
+        elif self.window_tokens is None or self.window_tokens >= num_tokens:
             y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         else:
             seen_TT = window_mask(num_tokens, self.window_tokens, x_BTD.device)
@@ -91,7 +100,10 @@ def rotary_table(num_tokens: int, head_width: int, device: torch.device) -> tupl
 
 
 def rotate(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Rotate the pairs (x[r], x[r + R]) in float32 and give the input's type back."""
+    """Rotate the pairs (x[r], x[r + R]) in float32 and give the input's type back.
+
+    The tables may be `[B, 1, T, R]`, where samples have positions of their own.
+    """
     a_BHTR, b_BHTR = x_BHTK.float().chunk(2, dim=3)
     turned_BHTK = torch.cat(
         (a_BHTR * cos_TR - b_BHTR * sin_TR, b_BHTR * cos_TR + a_BHTR * sin_TR), dim=3

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline.config.model import ModelBase
 from pipeline.errors import ConfigError
 from pipeline.models.attention import INIT_STD
+from pipeline.models.documents import Borders, DocumentRule
 from pipeline.models.loss import token_losses
 
 NORM_EPSILON = 1e-5
@@ -29,6 +30,9 @@ class LanguageModel(nn.Module):
     A family gives `backbone` and `initialize`. It keeps no buffers, so that a model can be built
     without memory and cast to any type.
     """
+
+    documents: DocumentRule | None = None
+    """Where documents end and what stays within them; None: a sample is one document."""
 
     def __init__(self, config: ModelBase, vocab_size: int) -> None:
         super().__init__()
@@ -58,7 +62,8 @@ class LanguageModel(nn.Module):
                 f"input of {num_tokens} tokens is longer than "
                 f"model.max_positions={self.max_positions}; cut it or raise the field"
             )
-        x_BTD = self.backbone(F.embedding(inputs_BT, self.embedding_VD))
+        borders = Borders() if self.documents is None else self.documents.find(inputs_BT)
+        x_BTD = self.backbone(F.embedding(inputs_BT, self.embedding_VD), borders)
         logits_BTV = F.linear(self.final_norm(x_BTD), self.embedding_VD)
         return logits_BTV if labels_BT is None else token_losses(logits_BTV, labels_BT)
 
@@ -67,8 +72,13 @@ class LanguageModel(nn.Module):
         logits_BTV: Tensor = self(inputs_BT)
         return logits_BTV
 
-    def backbone(self, x_BTD: Tensor) -> Tensor:
-        """Give the last hidden states of embedded tokens, causal in T."""
+    def backbone(self, x_BTD: Tensor, borders: Borders) -> Tensor:
+        """Give the last hidden states of embedded tokens, causal in T.
+
+        Args:
+            x_BTD: Embedded tokens.
+            borders: What may not pass from one document to the next.
+        """
         raise NotImplementedError
 
     def initialize(self, generator: Generator) -> None:

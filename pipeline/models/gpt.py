@@ -8,10 +8,12 @@ from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.config.model import GptConfig
 from pipeline.models.attention import INIT_STD, CausalAttention, rotary_table
 from pipeline.models.base import FeedForward, LanguageModel, build_norm, residual_scale
+from pipeline.models.documents import Borders
 
 
 class GptBlock(nn.Module):
@@ -31,9 +33,11 @@ class GptBlock(nn.Module):
         self.feed_forward_norm.reset_parameters()
         self.feed_forward.initialize(generator, scale)
 
-    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None, seen_B1TT: Tensor | None
+    ) -> Tensor:
         """Give the stream after the block."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation, seen_B1TT)
         x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
         return x_BTD
 
@@ -60,14 +64,22 @@ class GptLM(LanguageModel):
         for block in cast("Iterable[GptBlock]", self.blocks):
             block.initialize(generator, residual_scale(self.config.depth))
 
-    def backbone(self, x_BTD: Tensor) -> Tensor:
+    def backbone(self, x_BTD: Tensor, borders: Borders) -> Tensor:
         """Give the stream after the last block."""
-        num_tokens = x_BTD.shape[1]
+        num_tokens, positions_BT = x_BTD.shape[1], borders.positions()
         rotation = None
         if self.config.positions == "rope":
             rotation = rotary_table(num_tokens, self.config.head_width, x_BTD.device)
+            if positions_BT is not None:
+                cos_TR, sin_TR = rotation
+                rotation = cos_TR[positions_BT].unsqueeze(1), sin_TR[positions_BT].unsqueeze(1)
         if self.config.positions == "learned":
-            x_BTD = x_BTD + self.positions_PD[:num_tokens]
+            x_BTD = x_BTD + (
+                self.positions_PD[:num_tokens]
+                if positions_BT is None
+                else F.embedding(positions_BT, self.positions_PD)
+            )
+        seen_B1TT = borders.seen(window_tokens=None)
         for block in self.blocks:
-            x_BTD = block(x_BTD, rotation)
+            x_BTD = block(x_BTD, rotation, seen_B1TT)
         return x_BTD

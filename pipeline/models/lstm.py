@@ -7,10 +7,30 @@ from collections.abc import Iterable
 from typing import cast
 
 from torch import Generator, Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.config.model import LstmConfig
 from pipeline.models.attention import INIT_STD, CausalAttention
 from pipeline.models.base import FeedForward, LanguageModel, build_norm, residual_scale
+from pipeline.models.documents import Borders, Segments
+
+
+class SegmentedLstm(nn.LSTM):
+    """An LSTM whose state starts at zero in every sample, or in every segment of one.
+
+    Packed sequences stay inside, so that modules exchange plain tensors only.
+    """
+
+    def forward(self, x_BTD: Tensor, segments: Segments | None = None) -> Tensor:  # type: ignore[override]
+        """Give the states `[B, T, C]`."""
+        state_BTC: Tensor
+        if segments is None:
+            state_BTC, _ = super().forward(x_BTD)
+            return state_BTC
+        x_PD = x_BTD.flatten(0, 1).index_select(0, segments.tokens_P)
+        packed, _ = super().forward(PackedSequence(x_PD, segments.batch_sizes))
+        state_NC: Tensor = packed.data.index_select(0, segments.places_N)
+        return state_NC.view(*x_BTD.shape[:2], -1)
 
 
 class RecurrentLayer(nn.Module):
@@ -21,7 +41,7 @@ class RecurrentLayer(nn.Module):
         hidden = config.resolved_hidden_width
         self.forget_bias = config.forget_bias
         self.lstm_norm = build_norm(config)
-        self.lstm = nn.LSTM(config.width, hidden, batch_first=True)
+        self.lstm = SegmentedLstm(config.width, hidden, batch_first=True)
         self.projection: nn.Linear | None = None
         if hidden != config.width:
             self.projection = nn.Linear(hidden, config.width, bias=False)
@@ -40,9 +60,9 @@ class RecurrentLayer(nn.Module):
             self.feed_forward_norm.reset_parameters()
             self.feed_forward.initialize(generator, scale)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Give the stream after the layer; the state starts at zero in every sample."""
-        state_BTC, _ = self.lstm(self.lstm_norm(x_BTD))
+    def forward(self, x_BTD: Tensor, segments: Segments | None) -> Tensor:
+        """Give the stream after the layer; the state starts at zero in every sample or segment."""
+        state_BTC = self.lstm(self.lstm_norm(x_BTD), segments)
         x_BTD = x_BTD + (state_BTC if self.projection is None else self.projection(state_BTC))
         if self.feed_forward is not None:
             x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
@@ -77,13 +97,16 @@ class LstmAttentionLM(LanguageModel):
             self.attention_norm.reset_parameters()
             self.attention.initialize(generator, scale)
 
-    def backbone(self, x_BTD: Tensor) -> Tensor:
+    def backbone(self, x_BTD: Tensor, borders: Borders) -> Tensor:
         """Give the stream after the last layer, attention added after the configured one."""
+        segments, seen_B1TT = borders.segments(), None
+        if self.attention is not None:
+            seen_B1TT = borders.seen(self.attention.window_tokens)
         attended_layer = self.config.depth - (2 if self.config.attention_after != "last" else 1)
         for index, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD)
+            x_BTD = layer(x_BTD, segments)
             if self.attention is not None and index == attended_layer:
-                x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+                x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), seen_B1TT=seen_B1TT)
         return x_BTD
 
 

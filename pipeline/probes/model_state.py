@@ -7,14 +7,12 @@ from typing import Any
 from pipeline.config.batching import plan_batches
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
-from pipeline.data.shards import ShardSet
-from pipeline.models import build_model
 from pipeline.probes.context import ProbeContext
 from pipeline.probes.params import ModelStateParams, at_stage
 from pipeline.tracking.store import PROBE_FILE
 from pipeline.training.distributed import gather_json
 from pipeline.training.engine import build_engine
-from pipeline.training.train import load_prepared
+from pipeline.training.train import build_run_model, load_prepared
 
 
 def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, Any]]:
@@ -46,11 +44,11 @@ def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, 
 def _measure(run: RunConfig, context: ProbeContext) -> list[dict[str, Any]]:
     ranks = context.ranks
     manifest = load_prepared(run, context.run_dir / PROBE_FILE)
-    model = build_model(run.model, manifest.vocab_size, run.seed)
+    model = build_run_model(run, manifest)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     plan = plan_batches(run.train, ranks.world_size)
     engine = build_engine(model, run, plan, ranks)
-    loader = TokenLoader(ShardSet(manifest, "train"), plan, ranks.rank, run.seed)
+    loader = TokenLoader(manifest, run.data.mixture, plan, ranks.rank, run.seed)
     engine.train_step(loader.next_step(), run.train.optimizer.learning_rate)
     state = engine.state_bytes()
     measured = {

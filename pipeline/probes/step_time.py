@@ -14,15 +14,13 @@ from typing import Any
 from pipeline.config.batching import BatchPlan
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
-from pipeline.data.shards import ShardSet
-from pipeline.models import build_model
 from pipeline.probes.context import ProbeContext
 from pipeline.probes.params import StepTimeParams, plan_arms
 from pipeline.tracking.store import PROBE_FILE
 from pipeline.training.device import synchronize
 from pipeline.training.distributed import RankContext, barrier
 from pipeline.training.engine import Engine, build_engine
-from pipeline.training.train import load_prepared
+from pipeline.training.train import build_run_model, load_prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +79,14 @@ def _build_arms(
     """Build one engine for all lengths of a family: weights and state do not depend on them."""
     context.on_event(f"build {label}")
     manifest = load_prepared(run, context.run_dir / PROBE_FILE)
-    model = build_model(run.model, manifest.vocab_size, run.seed)
+    model = build_run_model(run, manifest)
     engine = build_engine(model, run, plans[0], context.ranks)
-    shards = ShardSet(manifest, "train")
     return [
         Arm(
             label=label,
             plan=plan,
             engine=engine,
-            loader=TokenLoader(shards, plan, context.ranks.rank, run.seed),
+            loader=TokenLoader(manifest, run.data.mixture, plan, context.ranks.rank, run.seed),
             learning_rate=run.train.optimizer.learning_rate,
         )
         for plan in plans

@@ -23,6 +23,8 @@ EventKind = Literal[
 ]
 DURABLE_KINDS = ("checkpoint", "stop", "finish")
 """Kinds that are forced to disk at once: what follows them may rely on them after a power loss."""
+SOURCES = "sources"
+"""Field of a training event: source to samples, tokens and epochs so far, over all ranks."""
 REPEATABLE_KINDS = ("train", "prepare", "eval")
 """Kinds of which one per step survives: a resumed attempt may measure its first step again."""
 

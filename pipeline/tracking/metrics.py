@@ -76,6 +76,8 @@ METRICS: dict[str, Metric] = {
     "data/quarantined_documents": Metric(
         "1", "documents and files that could not be read", axis=SPLITS_DONE
     ),
+    "source/tokens": Metric("tokens", "tokens of a mixed source trained so far"),
+    "source/epochs": Metric("1", "passes over a mixed source so far"),
     "system/cpu_fraction": Metric("1", "busy share of all cores of the host"),
     "system/memory_available_bytes": Metric("bytes", "memory free for use on the host"),
     "scaling/tokens_per_second": Metric(
@@ -123,7 +125,8 @@ METRICS: dict[str, Metric] = {
 }
 """Every metric name of events, results and study summaries; names use only `[a-z0-9_/]`.
 
-In MLflow the host stands after the first slash of `system/...`, so that hosts stay apart.
+In MLflow the host stands after the first slash of `system/...`, and the source after that of
+`source/...`, so that hosts and sources stay apart.
 """
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config.load import PLACE_FIELDS, read_run
 from pipeline.config.schema import RunConfig
-from pipeline.tracking.events import Event, read_events, surviving_events
+from pipeline.tracking.events import SOURCES, Event, read_events, surviving_events
 from pipeline.tracking.metrics import result_name
 from pipeline.tracking.notes import describe_probe, describe_run
 from pipeline.tracking.replica import (
@@ -101,7 +101,10 @@ def _plan_training(cell: Cell, study: str | None, is_over: bool) -> ReplicaRun |
             **_size(result),
         },
         note=describe_run(config, result, events[-1].attempt),
-        points=(*event_points(_with_hosts(events, cell.run_dir)), *_result_points(result)),
+        points=(
+            *event_points(map(_with_sources, _with_hosts(events, cell.run_dir))),
+            *_result_points(result),
+        ),
         texts=read_texts(cell.run_dir),
         datasets=() if shards is None else (shards,),
     )
@@ -174,6 +177,18 @@ def _with_hosts(events: list[Event], run_dir: Path) -> list[Event]:
 def _name_host(event: Event, host: str) -> Event:
     metrics = {name.replace("/", f"/{host}/", 1): value for name, value in event.metrics.items()}
     return replace(event, values=metrics)
+
+
+def _with_sources(event: Event) -> Event:
+    """Tell mixed sources apart; of a single one `progress/tokens` says it all."""
+    counts = event.values.get(SOURCES, {})
+    named = {
+        f"source/{source}/{name}": count[name]
+        for source, count in counts.items()
+        for name in ("tokens", "epochs")
+        if len(counts) > 1
+    }
+    return replace(event, values={**event.values, **named})
 
 
 def _result_points(result: RunResult | None) -> Iterable[Point]:

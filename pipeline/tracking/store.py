@@ -97,6 +97,15 @@ class RankStateBytes(Record):
     optimizer: int = Field(ge=0)
 
 
+class SourceRead(Record):
+    """What a run read of one source, over all ranks."""
+
+    samples: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    epochs: Number = Field(ge=0)
+    """Passes over the source."""
+
+
 class RunResult(Record):
     """What a complete training run did: the content of `result.json`."""
 
@@ -133,6 +142,8 @@ class RunResult(Record):
     """Validation loss at each position of a sample, nats per token, length T."""
     model_state_bytes: list[RankStateBytes] | None = None
     """One entry per rank."""
+    sources: dict[str, SourceRead] = Field(default_factory=dict)
+    """What was read of each source of the mixture."""
     goodput: dict[str, Number] = Field(default_factory=dict)
     """Seconds of wall time by what they went into."""
     attempts: int = Field(ge=1)

@@ -138,7 +138,7 @@ class Checkpointer:
             self._saved_step = manifest.step
             return TrainState(
                 step=manifest.step,
-                loader=LoaderState(epoch=manifest.epoch, sample_index=manifest.sample_index),
+                loader=LoaderState(num_samples=manifest.samples),
                 skipped=SkippedSteps(
                     total=manifest.skipped_total, in_a_row=manifest.skipped_in_a_row
                 ),
@@ -191,8 +191,7 @@ class Checkpointer:
             step=state.step,
             tokens=state.step * self._run.train.global_batch_tokens,
             optimizer_step=written[0]["optimizer_step"],
-            epoch=state.loader.epoch,
-            sample_index=state.loader.sample_index,
+            samples=state.loader.num_samples,
             skipped_total=state.skipped.total,
             skipped_in_a_row=state.skipped.in_a_row,
             config_hash=config_hash(self._run),

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from pipeline.errors import CheckpointError
 from pipeline.training.engine import EngineState
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 DIRECTORY = "checkpoints"
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -48,16 +48,15 @@ class FileRecord(Record):
 class CheckpointManifest(Record):
     """What a checkpoint holds and which run it belongs to."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     step: int
     """Optimizer steps done, skipped ones included."""
     tokens: int
     """Tokens seen over all ranks."""
     optimizer_step: int
     """Updates applied, which AdamW's bias correction counts."""
-    epoch: int
-    sample_index: int
-    """Where the loader goes on, in samples over all ranks."""
+    samples: int
+    """Samples taken from the stream over all ranks, where the loader goes on."""
     skipped_total: int
     skipped_in_a_row: int
     config_hash: str

@@ -2,11 +2,12 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TokenLoader
+from pipeline.tracking.events import SOURCES
 from pipeline.training.checkpoint import Checkpointer, TrainState
 from pipeline.training.device import peak_memory
 from pipeline.training.distributed import RankContext, gather_json, sum_over_ranks
@@ -152,6 +153,7 @@ def log_step(
         "progress/seconds": spent["wall"],
         "progress/attempt": training.journal.attempt,
         ACCOUNT: spent,
+        SOURCES: {name: asdict(count) for name, count in training.loader.seen().items()},
     }
     if agreement.text_bytes > 0:
         bits = outcome.text_loss_sum / math.log(2)

@@ -18,6 +18,7 @@ from pipeline.tracking.store import (
     NumParameters,
     RankStateBytes,
     RunResult,
+    SourceRead,
     clear_stopped,
     measured,
     read_result,
@@ -129,6 +130,9 @@ def finish(
             "metrics": metrics,
             "per_position_loss": final.per_position_loss,
             "model_state_bytes": [RankStateBytes(**rank) for rank in state_bytes] or None,
+            "sources": {
+                name: SourceRead(**asdict(count)) for name, count in training.loader.seen().items()
+            },
             "goodput": {f"{k}_seconds": v for k, v in spent.items()},
         }
         result = _build_result(run_dir, training, state, manifest, facts)

@@ -9,6 +9,8 @@ from pipeline.data.loader import TokenLoader
 from pipeline.data.shards import ShardManifest, ShardSet, load_manifest
 from pipeline.errors import DataError
 from pipeline.models import build_model
+from pipeline.models.base import LanguageModel
+from pipeline.models.documents import DocumentRule
 from pipeline.tracking.store import RunResult
 from pipeline.training.checkpoint import Checkpointer
 from pipeline.training.device import device_kind, peak_flops, reset_peak_memory
@@ -48,9 +50,9 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
         resident_bytes = reset_peak_memory(ranks.device)
         plan = check_run_on_cluster(run, ranks.world_size, device_kind(ranks.device))
         manifest = load_prepared(run, run_dir / RUN_FILE)
-        loader = TokenLoader(ShardSet(manifest, "train"), plan, ranks.rank, run.seed)
+        loader = TokenLoader(manifest, run.data.mixture, plan, ranks.rank, run.seed)
         evaluator = build_evaluator(run, ShardSet(manifest, "validation"), ranks)
-        model = build_model(run.model, manifest.vocab_size, run.seed)
+        model = build_run_model(run, manifest)
         checkpointer = Checkpointer(run_dir, run, manifest.fingerprint, model, ranks)
         engine = build_engine(model, run, plan, ranks)
         vocab_size = run.model.resolved_vocab_size(manifest.vocab_size)
@@ -75,6 +77,14 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
                 return finish(run_dir, training, state, manifest)
     finally:
         stop_distributed(ranks)
+
+
+def build_run_model(run: RunConfig, manifest: ShardManifest) -> LanguageModel:
+    """Build the model of a run, which keeps within documents what the run says."""
+    rule = DocumentRule(
+        end_of_document_id=manifest.end_of_document_id, switches=run.train.documents
+    )
+    return build_model(run.model, manifest.vocab_size, run.seed, rule)
 
 
 def load_prepared(run: RunConfig, origin: Path) -> ShardManifest:

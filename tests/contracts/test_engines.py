@@ -1,6 +1,7 @@
 """What every engine of `ENGINES` promises, over two real ranks."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,31 @@ def continue_elsewhere(ranks: RankContext, name: str) -> tuple[list[float], list
 def test_imported_state_continues_bit_for_bit(two_ranks: RankPool, name: str) -> None:
     for first, second in two_ranks.run(continue_elsewhere, name):
         assert first == second
+
+
+APART = {"reset_positions": True, "mask_attention": True, "reset_state": True}
+
+
+def score_with_another_start(ranks: RankContext, name: str, apart: bool) -> np.ndarray:
+    """How far the losses move when the first document of a sample of two changes."""
+    documents = APART if apart else {}
+    run = small_run("lstm_attention", train={"documents": documents})
+    engine, _ = small_engine(ranks, run, name)
+    batches = []
+    for first in (3, 4):
+        inputs = np.tile(np.arange(5, 21), (2, 1))
+        inputs[:, 0], inputs[:, 7] = first, 0
+        batches.append(replace(my_batches(ranks, 0)[0], inputs=inputs))
+    return np.abs(engine.evaluate(batches[0]) - engine.evaluate(batches[1]))
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_evaluation_keeps_documents_apart_as_training_does(
+    two_ranks: RankPool, name: str, apart: bool
+) -> None:
+    for shift in two_ranks.run(score_with_another_start, name, apart):
+        assert shift[:, :8].max() > 0.0
+        assert (shift[:, 8:].max() == 0.0) == apart
 
 
 def evaluate_twice(ranks: RankContext, name: str) -> tuple[bool, bool]:

@@ -15,11 +15,15 @@ from torch import Tensor
 from pipeline.config.batching import IGNORED_LABEL
 from pipeline.config.explain import known_families
 from pipeline.config.model import ModelConfig
+from pipeline.config.schema import DocumentsConfig
 from pipeline.errors import ConfigError
 from pipeline.models import MODELS, build_model
 from pipeline.models.base import LanguageModel
+from pipeline.models.documents import DocumentRule
 
 VOCAB = 96
+END = VOCAB - 1
+"""Closes a document where a model keeps documents apart."""
 TOKENS = 12
 SIZE = {"width": 16, "depth": 2, "heads": 2, "max_positions": TOKENS}
 
@@ -64,8 +68,9 @@ def name_of(value: Any) -> str:
     return str(value)
 
 
-def make(family: str, **fields: Any) -> LanguageModel:
-    return build_model(config_of(family, **fields), VOCAB, seed=0)
+def make(family: str, switches: DocumentsConfig | None = None, **fields: Any) -> LanguageModel:
+    rule = None if switches is None else DocumentRule(end_of_document_id=END, switches=switches)
+    return build_model(config_of(family, **fields), VOCAB, seed=0, documents=rule)
 
 
 def config_of(family: str, **fields: Any) -> Any:
@@ -76,6 +81,8 @@ def random_tokens(num_samples: int, num_tokens: int = TOKENS, vocab_size: int = 
     generator = torch.Generator().manual_seed(5)
     return torch.randint(vocab_size, (num_samples, num_tokens), generator=generator)
 
+
+DOCUMENTS_APART = DocumentsConfig(reset_positions=True, mask_attention=True, reset_state=True)
 
 every_arm = pytest.mark.parametrize(("family", "arm"), EVERY_ARM, ids=name_of)
 distinct_arms = pytest.mark.parametrize(("family", "arm"), DISTINCT_ARMS, ids=name_of)
@@ -110,6 +117,43 @@ def test_a_changed_token_leaves_earlier_logits_and_changes_later_ones(
         shift_BT = (model.logits(inputs_BT) - model.logits(other_BT)).abs().amax(dim=2)
     assert shift_BT[:, :changed].max() == 0.0
     assert shift_BT[:, changed:].min() > 0.0
+
+
+@distinct_arms
+def test_documents_kept_apart_do_not_see_each_other(family: str, arm: dict[str, Any]) -> None:
+    inputs_BT = random_tokens(2, vocab_size=END - 1)
+    inputs_BT[:, [4, 8]] = END
+    labels_BT = random_tokens(2)
+    other_BT = inputs_BT.clone()
+    other_BT[:, 2] += 1
+    shifts = []
+    for switches in (DOCUMENTS_APART, DocumentsConfig()):
+        model = make(family, switches, **arm)
+        with torch.no_grad():
+            shifts.append((model(inputs_BT, labels_BT) - model(other_BT, labels_BT)).abs())
+    apart_BT, together_BT = shifts
+    # The second and third documents begin at 5 and 9.
+    assert apart_BT[:, 5:].max() == apart_BT[:, :2].max() == 0.0
+    assert apart_BT[:, 2:5].min() > 0.0
+    assert together_BT[:, 2:].min() > 0.0
+
+
+@distinct_arms
+def test_documents_kept_apart_are_learnt_by_every_parameter(
+    family: str, arm: dict[str, Any]
+) -> None:
+    model = make(family, DOCUMENTS_APART, **{**arm, "width": 32})
+    tokens = random_tokens(2, TOKENS + 1, vocab_size=END - 1)
+    tokens[:, [4, 8]] = END
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for _ in range(60):
+        loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1 * math.log(VOCAB)
+    assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []
 
 
 @distinct_arms

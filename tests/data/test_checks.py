@@ -1,9 +1,12 @@
 """What a run needs of prepared shards is checked before any rank starts."""
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from pipeline.config.data import MixtureConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.checks import check_prepared
 from pipeline.data.shards import ShardManifest
@@ -41,7 +44,7 @@ def test_a_table_smaller_than_the_vocabulary_names_the_nearest(
 
 def test_a_train_split_below_one_global_batch_is_refused(make_prepared: MakePrepared) -> None:
     manifest = make_prepared([[[1] * 32]], [[[1] * 9]])
-    with pytest.raises(DataError, match="train split has 32 tokens = 3 samples"):
+    with pytest.raises(DataError, match="train split has 3 samples of 8 tokens"):
         check_prepared(small_run(), manifest)
 
 
@@ -49,3 +52,64 @@ def test_a_validation_split_below_one_sample_is_refused(make_prepared: MakePrepa
     manifest = make_prepared([[[1] * 33]], [[[1] * 8]])
     with pytest.raises(DataError, match="validation split has 8 tokens, one sample needs 9"):
         check_prepared(small_run(), manifest)
+
+
+def test_a_shard_with_ids_outside_the_vocabulary_is_refused(make_prepared: MakePrepared) -> None:
+    manifest = make_prepared([[[1] * 33], [[300] * 40]], [[[1] * 9]], vocab_size=300)
+    with pytest.raises(
+        DataError, match=r"train-00001\.bin holds the id 300, the vocabulary has 300"
+    ):
+        check_prepared(small_run(), manifest)
+
+
+@pytest.fixture
+def three_sources(make_prepared: MakePrepared) -> ShardManifest:
+    """10 samples of code, 30 of web, 60 of books."""
+    train = [[[1] * 81], [[1] * 241], [[1] * 481]]
+    return make_prepared(train, [[[1] * 9]], sources=["code", "web", "books"])
+
+
+def mixed_run(total_samples: int = 400, **mixture: Any) -> RunConfig:
+    run = small_run()
+    train = run.train.model_copy(update={"total_tokens": 8 * total_samples})
+    data = run.data.model_copy(update={"mixture": MixtureConfig(**mixture)})
+    return run.model_copy(update={"train": train, "data": data})
+
+
+WEIGHTS = {"code": 1.0, "web": 1.0, "books": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("mixture", "epochs"),
+    [({"weights": WEIGHTS}, 10.0), ({"epochs": {"code": 2.0}}, 400 * 20 / 110 / 10)],
+)
+def test_a_run_that_repeats_a_source_too_often_is_refused_with_values_that_fit(
+    three_sources: ShardManifest, mixture: dict[str, Any], epochs: float
+) -> None:
+    check_prepared(mixed_run(**mixture), three_sources)
+    with pytest.raises(ConfigError) as caught:
+        check_prepared(mixed_run(**mixture, max_epochs={"code": 4.0}), three_sources)
+    message = str(caught.value)
+    wanted = float(re.search(r"source code ([0-9.]+) times", message)[1])
+    assert wanted == pytest.approx(epochs, abs=0.1)
+    total_tokens = int(re.search(r"train.total_tokens=(\d+) or", message)[1])
+    ((field, value),) = re.findall(r"data.mixture.(weights|epochs).code=([0-9.]+)", message)
+    fitting = mixture | {field: mixture[field] | {"code": float(value)}}
+    check_prepared(mixed_run(total_tokens // 8, **mixture, max_epochs={"code": 4.0}), three_sources)
+    check_prepared(mixed_run(**fitting, max_epochs={"code": 4.0}), three_sources)
+    # The next step, or a tenth more weight, would not fit.
+    for samples, fields in (
+        (total_tokens // 8 + 4, mixture),
+        (400, mixture | {field: mixture[field] | {"code": 1.1 * float(value)}}),
+    ):
+        with pytest.raises(ConfigError, match="max_epochs"):
+            check_prepared(mixed_run(samples, **fields, max_epochs={"code": 4.0}), three_sources)
+
+
+def test_a_single_source_that_is_repeated_too_often_names_tokens_only(
+    make_prepared: MakePrepared,
+) -> None:
+    manifest = make_prepared([[[1] * 81]], [[[1] * 9]], sources=["web"])
+    with pytest.raises(ConfigError, match=r"web 40 times.*total_tokens=160 or data\.mixture\.max"):
+        check_prepared(mixed_run(max_epochs={"web": 2.0}), manifest)
+    check_prepared(mixed_run(20, max_epochs={"web": 2.0}), manifest)

@@ -1,27 +1,32 @@
-"""Sample order, state and ranks of the loader; coverage of the validation batches."""
+"""Samples, state and ranks of the loader; coverage of the validation batches."""
 
+import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
 from pipeline.config.batching import BatchPlan
+from pipeline.config.data import MixtureConfig
 from pipeline.data.loader import (
     LoaderState,
+    SourceCount,
     TokenLoader,
     ValidationBatches,
     label_bytes,
-    permute,
 )
 from pipeline.data.shards import ShardManifest, ShardSet
 from pipeline.errors import DataError
 
 Make = Callable[..., ShardManifest]
 T = 4
+WEIGHTS = MixtureConfig(weights={"a": 1.0, "b": 2.0, "c": 0.5})
+SIZES = {"a": 7, "b": 29, "c": 11}
+"""Samples of each source of `mixed`."""
 
 
-def plan(world_size: int = 1, micro_batch_samples: int = 2, global_batch: int = 8) -> BatchPlan:
+def plan(world_size: int = 1, micro_batch_samples: int = 2, global_batch: int = 12) -> BatchPlan:
     return BatchPlan(
         world_size=world_size,
         micro_batch_samples=micro_batch_samples,
@@ -30,164 +35,200 @@ def plan(world_size: int = 1, micro_batch_samples: int = 2, global_batch: int = 
     )
 
 
+def loader_of(manifest: ShardManifest, world_size: int = 1, rank: int = 0) -> TokenLoader:
+    """Mix by `WEIGHTS` what has several sources."""
+    is_mixed = len({shard.source for shard in manifest.splits["train"].shards}) > 1
+    return TokenLoader(
+        manifest, WEIGHTS if is_mixed else MixtureConfig(), plan(world_size), rank, 3
+    )
+
+
 @pytest.fixture
-def shards(make_prepared: Make) -> ShardSet:
+def single(make_prepared: Make) -> ShardManifest:
     """The numbers 0 to 404 over two shards: 101 samples of 4 tokens."""
-    return ShardSet(make_prepared([[list(range(150))], [list(range(150, 405))]]), "train")
+    return make_prepared([[list(range(150))], [list(range(150, 405))]])
 
 
-def step_ids(loader: TokenLoader) -> list[list[int]]:
-    return [batch.sample_ids.tolist() for batch in loader.next_step()]
+@pytest.fixture
+def mixed(make_prepared: Make) -> ShardManifest:
+    """Sources whose tokens are numbers from 100, 200 and 300; b lies over two shards."""
+    a, c = list(range(100, 129)), list(range(300, 345))
+    b = list(range(200, 317))
+    return make_prepared([[a], [b[:50]], [c], [b[50:]]], sources=["a", "b", "c", "b"])
 
 
-def all_ranks(shards: ShardSet, world_size: int, state: LoaderState, steps: int) -> list[list[int]]:
-    """Give the sample ids of each step over all ranks, in micro-batch order."""
-    loaders = [TokenLoader(shards, plan(world_size), rank, 3) for rank in range(world_size)]
+def read(loader: TokenLoader, steps: int) -> list[list[int]]:
+    """Give the sample ids of each step of one rank."""
+    taken = [loader.next_step() for _ in range(steps)]
+    return [[i for batch in step for i in batch.sample_ids.tolist()] for step in taken]
+
+
+def take(
+    manifest: ShardManifest, world_size: int, state: LoaderState, steps: int
+) -> tuple[list[list[int]], LoaderState]:
+    """Give the sample ids of each step over all ranks, in micro-batch order, and the state then."""
+    loaders = [loader_of(manifest, world_size, rank) for rank in range(world_size)]
     for loader in loaders:
         loader.load_state(state)
     result = []
     for _ in range(steps):
-        parts = [step_ids(loader) for loader in loaders]
+        parts = [[b.sample_ids.tolist() for b in loader.next_step()] for loader in loaders]
         result.append([i for micro in zip(*parts, strict=True) for ids in micro for i in ids])
-    return result
+    assert len({loader.state for loader in loaders}) == 1
+    return result, loaders[0].state
 
 
-@pytest.mark.parametrize("num_samples", [1, 2, 3, 5, 16, 17, 255, 256, 257, 1000, 70_000])
-def test_the_order_is_a_permutation(num_samples: int) -> None:
-    order = permute(np.arange(num_samples), num_samples, seed=5, epoch=2)
-    assert np.array_equal(np.sort(order), np.arange(num_samples))
+def check_every_pass_is_whole(ids: Sequence[int], size: int) -> None:
+    """Each pass over a source holds each sample once; a last one, cut short, none twice."""
+    passes = [ids[start : start + size] for start in range(0, len(ids), size)]
+    for one in passes:
+        assert len(set(one)) == len(one)
+    for one in passes[:-1]:
+        assert sorted(one) == sorted(set(passes[0]))
+    assert len(passes) > 1
 
 
-def test_any_position_can_be_asked_for_alone() -> None:
-    order = permute(np.arange(1000), 1000, seed=1, epoch=0)
-    for position in (0, 17, 999):
-        assert permute(np.array([position]), 1000, seed=1, epoch=0)[0] == order[position]
+def by_source(steps: list[list[int]]) -> dict[str, list[int]]:
+    """Cut the ids of a mixed stream by source, where each source's samples start at 0."""
+    found: dict[str, list[int]] = {name: [] for name in SIZES}
+    for sample in (sample for ids in steps for sample in ids):
+        for name, size in SIZES.items():
+            if sample < size:
+                found[name].append(sample)
+                break
+            sample -= size
+    return found
 
 
-def test_huge_splits_need_no_index() -> None:
-    num_samples = 10**13
-    order = permute(np.arange(num_samples - 1000, num_samples), num_samples, seed=0, epoch=0)
-    assert len(set(order.tolist())) == 1000
-    assert 0 <= order.min() < order.max() < num_samples
-
-
-def permute_one(position: int, num_samples: int, seed: int, epoch: int) -> int:
-    """A second implementation, one position at a time with Python's integers."""
-    word = 2**64 - 1
-    half = max(4, ((num_samples - 1).bit_length() + 1) // 2)
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(8, np.uint64).tolist()
-    value = position
-    while True:
-        left, right = divmod(value, 2**half)
-        for key in keys:
-            mixed = right ^ key
-            for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-                mixed = (mixed ^ (mixed >> shift)) * factor & word
-            mixed ^= mixed >> 31
-            left, right = right, left ^ (mixed % 2**half)
-        value = left * 2**half + right
-        if value < num_samples:
-            return value
-
-
-@pytest.mark.parametrize("num_samples", [1, 10, 300, 10**12])
-def test_the_order_equals_that_of_a_second_implementation(num_samples: int) -> None:
-    positions = np.linspace(0, num_samples - 1, num=min(num_samples, 50)).astype(np.int64)
-    expected = [permute_one(p, num_samples, 11, 3) for p in positions.tolist()]
-    assert permute(positions, num_samples, seed=11, epoch=3).tolist() == expected
-
-
-def test_the_order_of_a_seed_never_changes_between_versions() -> None:
-    assert permute(np.arange(10), 10, seed=0, epoch=0).tolist() == [8, 6, 1, 5, 4, 7, 0, 2, 9, 3]
-
-
-def test_every_sample_reaches_every_position_equally_often() -> None:
-    """Chi-square of 10 samples at position 0 over 1,000 seeds; 27.9 is the 99.9 % quantile."""
-    first = [int(permute(np.array([0]), 10, seed, 0)[0]) for seed in range(1000)]
-    counts = np.bincount(first, minlength=10)
-    assert ((counts - 100.0) ** 2 / 100.0).sum() < 27.9
-
-
-def test_neighbours_are_torn_apart() -> None:
-    order = permute(np.arange(10_000), 10_000, seed=0, epoch=0)
-    assert (np.diff(order) == 1).mean() < 0.001
-    assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
-
-
-def test_order_differs_between_seeds_and_epochs() -> None:
-    orders = [
-        tuple(permute(np.arange(50), 50, seed, epoch)) for seed in range(5) for epoch in range(5)
-    ]
-    assert len(set(orders)) == 25
-
-
-def test_a_sample_is_its_tokens_and_labels_are_one_ahead(shards: ShardSet) -> None:
-    for batch in TokenLoader(shards, plan(), rank=0, seed=0).next_step():
+def test_a_sample_is_its_tokens_and_labels_are_one_ahead(single: ShardManifest) -> None:
+    for batch in loader_of(single).next_step():
         assert batch.inputs.dtype == batch.labels.dtype == np.int64
         expected = batch.sample_ids[:, None] * T + np.arange(T)
         assert np.array_equal(batch.inputs, expected)
         assert np.array_equal(batch.labels, expected + 1)
+        assert batch.text_bytes.tolist() == np.ones((2, T), dtype=np.int32).tolist()
 
 
-def test_no_sample_comes_twice_in_an_epoch(shards: ShardSet) -> None:
-    seen: Counter[int] = Counter()
-    for ids in all_ranks(shards, 1, LoaderState(), steps=12):
-        seen.update(ids)
-    assert len(seen) == 12 * 8 == 96
-    assert set(seen.values()) == {1}
+def test_samples_never_cross_sources(mixed: ShardManifest) -> None:
+    loader = loader_of(mixed)
+    first_ids = {"a": 0, "b": 7, "c": 36}
+    for batch in (batch for _ in range(20) for batch in loader.next_step()):
+        for sample, inputs, labels in zip(
+            batch.sample_ids.tolist(), batch.inputs.tolist(), batch.labels.tolist(), strict=True
+        ):
+            name = "c" if sample >= 36 else "b" if sample >= 7 else "a"
+            start = {"a": 100, "b": 200, "c": 300}[name] + (sample - first_ids[name]) * T
+            assert inputs == list(range(start, start + T))
+            assert labels == list(range(start + 1, start + T + 1))
 
 
-def test_the_next_epoch_has_a_new_order_and_leaves_out_other_samples(shards: ShardSet) -> None:
-    steps = all_ranks(shards, 1, LoaderState(), steps=24)
-    first, second = steps[:12], steps[12:]
-    assert first != second
-    everything = set(range(101))
-    left_out = [everything - {i for ids in epoch for i in ids} for epoch in (first, second)]
-    assert [len(ids) for ids in left_out] == [5, 5]
-    assert left_out[0] != left_out[1]
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_every_world_size_sees_the_same_global_batches(shards: ShardSet, world_size: int) -> None:
-    alone = all_ranks(shards, 1, LoaderState(), steps=15)
-    assert all_ranks(shards, world_size, LoaderState(), steps=15) == alone
-
-
-def test_two_resumes_across_an_epoch_border_at_changed_world_sizes_repeat_nothing(
-    shards: ShardSet,
+def test_every_epoch_of_one_source_holds_each_sample_once_with_no_tail(
+    single: ShardManifest,
 ) -> None:
-    whole = all_ranks(shards, 2, LoaderState(), steps=30)
+    """101 samples in batches of 12: epochs end inside batches."""
+    steps, _ = take(single, 1, LoaderState(), 40)
+    stream = [sample for ids in steps for sample in ids]
+    epochs = [stream[start : start + 101] for start in range(0, 404, 101)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(101))] * 4
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_every_epoch_of_every_mixed_source_holds_each_sample_once(mixed: ShardManifest) -> None:
+    steps, _ = take(mixed, 1, LoaderState(), 40)
+    found = by_source(steps)
+    for name, ids in found.items():
+        check_every_pass_is_whole(ids, SIZES[name])
+    # 480 samples in periods of 7: 2 of a, 4 of b, 1 of c each.
+    for name, share in {"a": 2 / 7, "b": 4 / 7, "c": 1 / 7}.items():
+        assert abs(len(found[name]) - 480 * share) < 1.0
+
+
+def test_the_order_of_a_source_does_not_depend_on_the_others(mixed: ShardManifest) -> None:
+    only_b = MixtureConfig(weights={"a": 0, "b": 1, "c": 0})
+    alone = TokenLoader(mixed, only_b, plan(), 0, 3)
+    ids = [i for step in read(alone, 5) for i in step]
+    assert ids == by_source(read(loader_of(mixed), 10))["b"][:60]
+
+
+@pytest.mark.parametrize("kind", ["single", "mixed"])
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_every_world_size_sees_the_same_global_batches(
+    request: pytest.FixtureRequest, kind: str, world_size: int
+) -> None:
+    manifest = request.getfixturevalue(kind)
+    alone, _ = take(manifest, 1, LoaderState(), 15)
+    assert take(manifest, world_size, LoaderState(), 15)[0] == alone
+
+
+@pytest.mark.parametrize("kind", ["single", "mixed"])
+@pytest.mark.parametrize("world_sizes", [(1, 2, 3), (3, 1, 2), (2, 2, 6)])
+def test_two_resumes_at_other_world_sizes_across_epochs_see_every_sample_exactly_once(
+    request: pytest.FixtureRequest, kind: str, world_sizes: tuple[int, ...]
+) -> None:
+    manifest: ShardManifest = request.getfixturevalue(kind)
+    whole, end = take(manifest, 1, LoaderState(), 40)
     state, parts = LoaderState(), []
-    for world_size, steps in ((2, 7), (1, 9), (4, 14)):
-        parts += all_ranks(shards, world_size, state, steps)
-        loader = TokenLoader(shards, plan(world_size), 0, 3)
-        loader.load_state(state)
-        for _ in range(steps):
-            loader.next_step()
-        state = loader.state
+    # The second part starts and ends in epoch 1 of the single source, which 8.4 steps pass over.
+    for world_size, steps in zip(world_sizes, (10, 5, 25), strict=True):
+        part, state = take(manifest, world_size, state, steps)
+        parts += part
     assert parts == whole
-    assert state.epoch == 2
+    assert state == end == LoaderState(num_samples=480)
 
 
-def test_the_state_counts_global_samples(shards: ShardSet) -> None:
-    loader = TokenLoader(shards, plan(world_size=2), rank=1, seed=0)
-    loader.next_step()
-    loader.next_step()
-    assert loader.state == LoaderState(epoch=0, sample_index=16)
+def test_counts_by_source_follow_from_the_state_alone(mixed: ShardManifest) -> None:
+    loader = loader_of(mixed)
+    ids: Counter[str] = Counter()
+    for step in range(1, 30):
+        for batch in loader.next_step():
+            ids.update("c" if i >= 36 else "b" if i >= 7 else "a" for i in batch.sample_ids)
+        fresh = loader_of(mixed, world_size=3, rank=2)
+        fresh.load_state(LoaderState(num_samples=12 * step))
+        assert fresh.seen() == loader.seen()
+        assert loader.seen() == {
+            name: SourceCount(samples=ids[name], tokens=T * ids[name], epochs=ids[name] / size)
+            for name, size in SIZES.items()
+        }
 
 
-@pytest.mark.parametrize(
-    "state", [LoaderState(sample_index=102), LoaderState(sample_index=-1), LoaderState(epoch=-1)]
-)
-def test_a_state_of_other_data_is_refused(shards: ShardSet, state: LoaderState) -> None:
-    with pytest.raises(DataError, match="belongs to other data"):
-        TokenLoader(shards, plan(), 0, 0).load_state(state)
+def test_a_state_below_zero_is_refused(single: ShardManifest) -> None:
+    with pytest.raises(DataError, match="num_samples=-1.* the checkpoint is damaged"):
+        loader_of(single).load_state(LoaderState(num_samples=-1))
+
+
+def test_a_place_far_along_the_stream_costs_no_more_memory(mixed: ShardManifest) -> None:
+    peaks = []
+    for first in (0, 12 * 10**10):
+        loader = loader_of(mixed)
+        loader.load_state(LoaderState(num_samples=first))
+        tracemalloc.start()
+        loader.next_step()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] < 1_000_000
 
 
 def test_less_than_one_global_batch_is_an_error_with_numbers(make_prepared: Make) -> None:
-    shards = ShardSet(make_prepared([[list(range(32))]]), "train")
-    with pytest.raises(DataError, match="32 tokens = 7 samples of 4 tokens, fewer than .* of 8"):
-        TokenLoader(shards, plan(), 0, 0)
+    with pytest.raises(DataError, match="has 11 samples of 4 tokens, fewer than .* of 12"):
+        loader_of(make_prepared([[list(range(48))]]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "token_id"), [("uint16", 1000), ("int32", 70_000), ("int32", -1)]
+)
+def test_an_id_outside_the_vocabulary_names_its_file_and_place(
+    make_prepared: Make, dtype: str, token_id: int
+) -> None:
+    manifest = make_prepared([[[1] * 60], [[1] * 60]], dtype=dtype)
+    path = manifest.directory / "train-00001.bin"
+    tokens = np.fromfile(path, dtype=np.dtype(dtype).newbyteorder("<"))
+    tokens[33] = token_id
+    tokens.tofile(path)
+    loader = loader_of(manifest)
+    with pytest.raises(DataError) as caught:
+        read(loader, 3)
+    assert f"{path} holds the id {token_id} as its token 33" in str(caught.value)
+    assert f"python -m launch verify {manifest.directory}" in str(caught.value)
 
 
 def validation(make_prepared: Make, num_tokens: int) -> ShardSet:

@@ -15,7 +15,7 @@ class UnrolledLstm(nn.Module):
         super().__init__()
         self.lstm = lstm
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x_BTD: Tensor, segments: None = None) -> Tensor:
         lstm = self.lstm
         # Asks for a gradient so that backward runs the recurrent products of step 0 as well.
         hidden_BC = x_BTD.new_zeros(x_BTD.shape[0], lstm.hidden_size, requires_grad=True)
@@ -29,7 +29,7 @@ class UnrolledLstm(nn.Module):
             cell_BC = forget_BC.sigmoid() * cell_BC + input_BC.sigmoid() * new_BC.tanh()
             hidden_BC = output_BC.sigmoid() * cell_BC.tanh()
             states.append(hidden_BC)
-        return torch.stack(states, dim=1), None
+        return torch.stack(states, dim=1)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.config.model import LstmConfig
 from pipeline.models import build_model
+from pipeline.models.documents import Borders
 from pipeline.models.lstm import LstmAttentionLM, initialize_lstm
 
 SIZE = {"width": 12, "depth": 3, "heads": 2, "norm": "layernorm", "activation": "gelu"}
@@ -22,7 +23,7 @@ def backbone_by_hand(
 ) -> Tensor:
     """Compose the sub-layers as the design states them, LSTMs as loops over time."""
     for index, layer in enumerate(model.layers):
-        state_BTC, _ = unrolled(layer.lstm)(normalized(x_BTD))
+        state_BTC = unrolled(layer.lstm)(normalized(x_BTD))
         if layer.projection is not None:
             state_BTC = state_BTC @ layer.projection.weight.T
         x_BTD = x_BTD + state_BTC
@@ -53,7 +54,9 @@ def test_backbone_equals_the_equations_unrolled_by_hand(
     x_BTD = torch.randn(2, 10, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected_BTD = backbone_by_hand(model, x_BTD, unrolled_lstm, attended_layer)
-        torch.testing.assert_close(model.backbone(x_BTD), expected_BTD, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            model.backbone(x_BTD, Borders()), expected_BTD, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("forget_bias", [0.0, 1.0, 2.5])
@@ -76,8 +79,8 @@ def test_the_drawn_weights_are_those_that_the_lstm_computes_with() -> None:
     assert isinstance(model, LstmAttentionLM)
     layer = model.layers[0]
     x_BTD = torch.ones(1, 4, 12)
-    before_BTC, _ = layer.lstm(x_BTD)
+    before_BTC = layer.lstm(x_BTD)
     with torch.no_grad():
         layer.lstm.bias_ih_l0.add_(1.0)
-    after_BTC, _ = layer.lstm(x_BTD)
+    after_BTC = layer.lstm(x_BTD)
     assert (before_BTC - after_BTC).abs().min() > 0.01

@@ -17,6 +17,7 @@ from pipeline.data.shards import (
     write_manifest,
 )
 from pipeline.models import build_model
+from pipeline.models.documents import DocumentRule
 from pipeline.training.distributed import RankContext
 from pipeline.training.engine import Engine, build_engine
 
@@ -52,7 +53,8 @@ def small_engine(
     ranks: RankContext, run: RunConfig, name: str = "deepspeed"
 ) -> tuple[Engine, BatchPlan]:
     plan = plan_batches(run.train, ranks.world_size)
-    model = build_model(run.model, VOCAB_SIZE, run.seed)
+    rule = DocumentRule(end_of_document_id=0, switches=run.train.documents)
+    model = build_model(run.model, VOCAB_SIZE, run.seed, rule)
     return build_engine(model, run, plan, ranks, name), plan
 
 
@@ -80,27 +82,34 @@ def my_batches(ranks: RankContext, step: int) -> list[TokenBatch]:
     return global_batch(step)[ranks.rank :: ranks.world_size]
 
 
-def write_prepared(directory: Path, train_tokens: int = 6000, validation_tokens: int = 410) -> Path:
-    """Write shards of a learnable text: runs of ids that rise by one, in documents of 40 tokens."""
+def write_prepared(
+    directory: Path,
+    train_tokens: int | dict[str, int] = 6000,
+    validation_tokens: int = 410,
+) -> Path:
+    """Write shards of a learnable text: runs of ids that rise by one, in documents of 40 tokens.
+
+    `train_tokens` may name several sources, each of which gets a shard.
+    """
     directory.mkdir(parents=True)
     generator = np.random.default_rng(5)
+    if isinstance(train_tokens, int):
+        train_tokens = {"made": train_tokens}
     splits: dict[SplitName, SplitRecord] = {}
-    sizes: dict[SplitName, int] = {"train": train_tokens, "validation": validation_tokens}
-    for split, num_tokens in sizes.items():
-        tokens = np.add.outer(generator.integers(0, VOCAB_SIZE, num_tokens // 40 + 1), range(40))
-        tokens = tokens % (VOCAB_SIZE - 1) + 1
-        tokens[:, -1] = 0
-        data = tokens.astype("<u2").tobytes()[: 2 * num_tokens]
-        (directory / f"{split}-00000.bin").write_bytes(data)
-        shard = ShardRecord(
-            name=f"{split}-00000", sha256="0" * 64, index_sha256="0" * 64, tokens=num_tokens,
-            documents=num_tokens // 40, text_bytes=3 * num_tokens,
-            largest_id=VOCAB_SIZE - 1, source="made", encoder="tokenizers", ranges=[],
-        )  # fmt: skip
+    sizes: dict[SplitName, dict[str, int]] = {
+        "train": train_tokens, "validation": {"made": validation_tokens},
+    }  # fmt: skip
+    for split, sources in sizes.items():
+        shards = [
+            write_shard_file(directory, f"{split}-{index:05d}", source, num_tokens, generator)
+            for index, (source, num_tokens) in enumerate(sources.items())
+        ]
         splits[split] = SplitRecord(
-            tokens=num_tokens, documents=shard.documents, text_bytes=shard.text_bytes,
-            shards=[shard],
-        )  # fmt: skip
+            tokens=sum(shard.tokens for shard in shards),
+            documents=sum(shard.documents for shard in shards),
+            text_bytes=sum(shard.text_bytes for shard in shards),
+            shards=shards,
+        )
     np.save(directory / "token_bytes.npy", TOKEN_BYTES)
     write_manifest(
         ShardManifest(
@@ -112,6 +121,20 @@ def write_prepared(directory: Path, train_tokens: int = 6000, validation_tokens:
         )
     )  # fmt: skip
     return directory
+
+
+def write_shard_file(
+    directory: Path, name: str, source: str, num_tokens: int, generator: np.random.Generator
+) -> ShardRecord:
+    tokens = np.add.outer(generator.integers(0, VOCAB_SIZE, num_tokens // 40 + 1), range(40))
+    tokens = tokens % (VOCAB_SIZE - 1) + 1
+    tokens[:, -1] = 0
+    (directory / f"{name}.bin").write_bytes(tokens.astype("<u2").tobytes()[: 2 * num_tokens])
+    return ShardRecord(
+        name=name, sha256="0" * 64, index_sha256="0" * 64, tokens=num_tokens,
+        documents=num_tokens // 40, text_bytes=3 * num_tokens,
+        largest_id=VOCAB_SIZE - 1, source=source, encoder="tokenizers", ranges=[],
+    )  # fmt: skip
 
 
 def write_run(run_dir: Path, prepared_dir: Path, run: RunConfig) -> Path:

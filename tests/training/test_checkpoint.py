@@ -85,7 +85,7 @@ def checkpointer(
 def train_state(step: int) -> TrainState:
     return TrainState(
         step=step,
-        loader=LoaderState(epoch=1, sample_index=8 * step),
+        loader=LoaderState(num_samples=8 * step),
         skipped=SkippedSteps(total=2, in_a_row=1),
     )
 
