@@ -7,7 +7,7 @@ number of workers, nor of the order in which they finish.
 import hashlib
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from typing import get_args
 import numpy as np
 
 from pipeline.config.data import DataConfig
-from pipeline.data.documents import Document, utf8_bytes
+from pipeline.data.documents import BadFile, Document, utf8_bytes
 from pipeline.data.encoder_choice import EncoderCheck, EncoderMismatch
 from pipeline.data.encoders import REFERENCE, Encoder, build_encoder
 from pipeline.data.filters import build_cleaner
@@ -136,6 +136,30 @@ def _attempt(
         largest_hash=sorter.largest_hash,
         seconds=time.perf_counter() - started,
     )
+
+
+def cleaned_texts(job: ShardJob, split: Split) -> Iterator[tuple[RecordKey, str]]:
+    """Yield what the filters leave of a split, with the places of the documents, to compare texts.
+
+    Where bad input is quarantined, every piece is read to its end first: a text that was compared
+    cannot be taken back.
+
+    Raises:
+        DataError: The source is bad, and the policy is to fail.
+    """
+    os.environ.update(SINGLE_THREAD)
+    source = build_source(job.data.named_sources[split.source], job.data.max_document_bytes)
+    reader = SplitReader(split, job.data, source, build_cleaner(job.data.clean))
+    pieces = split.pieces if job.data.on_bad_input == "quarantine" else ()
+    for number, piece in enumerate(pieces):
+        try:
+            deque(source.read(piece), maxlen=0)
+        except BadFile as exc:
+            reader.leave_out(number, exc)
+    try:
+        yield from ((key, document.text) for key, document in reader.documents())
+    except BadPiece as bad:
+        raise bad.error from bad
 
 
 @dataclass(kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.data import CleanConfig, DataConfig, SourceConfig
+from pipeline.data.filters import filter_versions
 from pipeline.data.sources import Source
 from pipeline.data.storage import file_sha256
 
@@ -76,6 +77,8 @@ def _plan_cleaning(clean: CleanConfig) -> dict[str, Any]:
         plan["minhash"] = clean.minhash.model_dump()
     if clean.filters:
         plan |= {"filters": list(clean.filters), "options": clean.options}
+    if versions := filter_versions(clean):
+        plan["versions"] = versions
     if clean.keep_dropped:
         plan["keep_dropped"] = True
     return plan

@@ -12,17 +12,19 @@ from typing import Any, get_args
 
 from pipeline.config.data import DataConfig
 from pipeline.data.assembly import build_manifest, npy_bytes, summarise
+from pipeline.data.dedup_ray import find_duplicates
 from pipeline.data.encoder_choice import EncoderChoice, choose_encoder
 from pipeline.data.identities import find_repeated
 from pipeline.data.indexed import token_dtype
 from pipeline.data.ledger import (
+    WORK_DIR,
     SplitResult,
     close_ledger,
     forget,
     open_ledger,
     read_results,
 )
-from pipeline.data.make_shards import ShardJob, is_validation, make_shards
+from pipeline.data.make_shards import ShardJob, cleaned_texts, is_validation, make_shards
 from pipeline.data.progress import OnEvent, PrepareEvent, ProgressCounter, say
 from pipeline.data.ray_tasks import ray_session, run_each
 from pipeline.data.sampling import first_texts, sample_documents
@@ -129,13 +131,25 @@ class Preparation:
         if len(done) < len(splits):
             say(self._on_event, "starting Ray, or joining the one that is there")
         with ray_session():
-            exclusions: Exclusions = {}
+            exclusions = self._find_duplicates(splits, job)
             self._counter.start()
             self._on_event(self._counter.event(f"tokenizing the source, cut into {len(splits)}"))
             missing = [split for split in splits if split.index not in done]
             done |= self._make(missing, job, exclusions)
             done |= self._without_repeated(splits, job, exclusions)
         return [done[split.index] for split in splits]
+
+    def _find_duplicates(self, splits: list[Split], job: ShardJob) -> Exclusions:
+        """Find the documents whose text stood earlier, comparing what the filters leave.
+
+        Raises:
+            DataError: The text is bad, and the policy is to fail.
+        """
+        if self._data.clean.deduplicate == "none":
+            return {}
+        work_dir = self._directory / WORK_DIR / "signatures"
+        read = partial(cleaned_texts, job)
+        return find_duplicates(splits, read, self._data.clean, work_dir, self._on_event)
 
     def _make(
         self, splits: list[Split], job: ShardJob, exclusions: Exclusions

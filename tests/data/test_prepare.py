@@ -1,5 +1,6 @@
 """Preparation with a real Ray: same bytes however it runs, reuse, kills, errors from tasks."""
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import zstandard
 from tokenizers import Tokenizer
 
 import pipeline
@@ -274,3 +276,51 @@ def test_a_local_ray_of_one_cpu_gives_the_same_shards_and_leaves_nothing_behind(
     assert ShardManifest.model_validate_json(result.stdout).splits == prepared[0].splits
     assert list(temporary.iterdir()) == []
     assert not (home / ".ray").exists()
+
+
+def test_texts_that_stood_earlier_are_dropped_by_reason_and_the_rest_is_as_without_them(
+    local_ray: None,
+    tmp_path: Path,
+    make_documents: Callable[[int], list[dict[str, str]]],
+    write_jsonl: Callable[..., Path],
+    make_config: Callable[..., DataConfig],
+) -> None:
+    documents = make_documents(40)
+    near = {"id": "near", "text": documents[7]["text"] + " the"}
+    same = {"id": "same", "text": documents[3]["text"]}
+    write_jsonl(tmp_path / "alone" / "a.jsonl", documents)
+    alone = prepare(make_config(tmp_path / "alone", tmp_path / "out"))
+    tokenizer = {"path": str(alone.directory / "tokenizer.json")}
+    alone = prepare(make_config(tmp_path / "alone", tmp_path / "out", tokenizer=tokenizer))
+    write_jsonl(tmp_path / "more" / "a.jsonl", [*documents, near, same])
+    counts = {"exact": {"duplicate_text": 1}, "minhash": {"duplicate_text": 1, "near_duplicate": 1}}
+    for kind, dropped in counts.items():
+        clean = {"deduplicate": kind, "keep_dropped": True}
+        config = make_config(tmp_path / "more", tmp_path / "out", tokenizer=tokenizer, clean=clean)
+        manifest = prepare(config)
+        assert manifest.dropped_documents == dropped
+        assert manifest.input_documents == 42
+        if kind == "minhash":
+            for name, split in alone.splits.items():
+                sums = [shard.sha256 for shard in manifest.splits[name].shards]
+                assert sums == [shard.sha256 for shard in split.shards]
+        (path,) = (manifest.directory / "dropped").iterdir()
+        lines = zstandard.decompress(path.read_bytes(), max_output_size=1 << 20).splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ["near", "same"][-len(dropped) :]
+
+
+def test_filters_drop_by_their_reasons_before_documents_are_tokenized(
+    local_ray: None,
+    tmp_path: Path,
+    write_jsonl: Callable[..., Path],
+    make_documents: Callable[[int], list[dict[str, str]]],
+    make_config: Callable[..., DataConfig],
+) -> None:
+    documents = [*make_documents(10), {"id": "short", "text": "the of and to"}]
+    write_jsonl(tmp_path / "a.jsonl", documents)
+    clean = {"filters": ["gopher_quality"], "options": {"gopher_quality": {"min_stop_words": None}}}
+    config = make_config(tmp_path / "a.jsonl", tmp_path / "out", clean=clean)
+    manifest = prepare(config)
+    assert set(manifest.dropped_documents) == {"gopher_quality:short_doc"}
+    assert sum(split.documents for split in manifest.splits.values()) == 10
+    assert manifest.recipe["clean"]["versions"].keys() == {"datatrove", "spacy"}
