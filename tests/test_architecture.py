@@ -29,7 +29,7 @@ LEVELS = {
 """A package imports from lower levels and from itself; packages of one level are siblings."""
 
 FENCES = {
-    "ray": ("pipeline/data/ray_tasks.py", "pipeline/data/dedup_ray.py", "launch/ray_*.py"),
+    "ray": ("pipeline/data/ray_tasks.py", "launch/ray_*.py"),
     "deepspeed": ("pipeline/training/deepspeed_engine.py", "pipeline/training/zero_state.py"),
     "mlflow": ("pipeline/tracking/mlflow_*.py",),
     "tokenizers": ("pipeline/data/tokenizer.py",),

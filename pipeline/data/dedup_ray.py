@@ -11,7 +11,6 @@ split; a band's task and the calling process some 60 bytes a document of all spl
 each that has a duplicate.
 """
 
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from pipeline.config.data import CleanConfig
 from pipeline.data.assembly import npy_bytes
 from pipeline.data.progress import OnEvent, say
-from pipeline.data.ray_tasks import run_each
+from pipeline.data.ray_tasks import explain_failure, run_each
 from pipeline.data.shards import write_atomic
 from pipeline.data.signatures import (
     FIRST_BAND_ROW,
@@ -42,6 +41,8 @@ SAME = "duplicate_text"
 """Reason of a document whose very text stands earlier."""
 NEARLY_SAME = "near_duplicate"
 """Reason of one that only resembles an earlier one, or one linked to an earlier one by others."""
+
+SIGNATURE_NAME = "signatures-{:05d}.npy"
 
 ReadTexts = Callable[[Split], Iterator[tuple[RecordKey, str]]]
 """Gives key and text of each document of a split, in order; pickled, called in a worker."""
@@ -82,17 +83,22 @@ def find_duplicates(
     return found
 
 
+def forget_signatures(work_dir: Path, index: int) -> None:
+    """Remove the signatures of a split, so that it is read again."""
+    (work_dir / SIGNATURE_NAME.format(index)).unlink(missing_ok=True)
+
+
 def _sign_all(
     splits: list[Split], read: ReadTexts, config: CleanConfig, work_dir: Path, on_event: OnEvent
 ) -> None:
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise DataError(_explain(work_dir, exc)) from exc
+        raise DataError(explain_failure(work_dir, exc)) from exc
     missing = [split for split in splits if not _signature_path(work_dir, split).exists()]
     sign = partial(_sign, read=read, config=config, work_dir=work_dir)
     num_done = len(splits) - len(missing)
-    for num_documents in run_each(sign, missing, partial(_explain, work_dir)):
+    for num_documents in run_each(sign, missing, partial(explain_failure, work_dir)):
         num_done += 1
         say(on_event, f"compared {num_done}/{len(splits)} splits: {num_documents:,} documents")
 
@@ -111,7 +117,7 @@ def _pair_all(
         fields += [slice(row, row + 1) for row in bands]
     pair = partial(_pair, paths=paths, work_dir=work_dir)
     same = joined = join_pairs(np.empty((0, 2), dtype=np.int64))
-    for path in run_each(pair, fields, partial(_explain, work_dir)):
+    for path in run_each(pair, fields, partial(explain_failure, work_dir)):
         pairs = np.load(path)
         path.unlink()
         if path == _pair_path(work_dir, TEXT_ROWS):
@@ -149,16 +155,8 @@ def _by_split(
 
 
 def _signature_path(work_dir: Path, split: Split) -> Path:
-    return work_dir / f"signatures-{split.index:05d}.npy"
+    return work_dir / SIGNATURE_NAME.format(split.index)
 
 
 def _pair_path(work_dir: Path, rows: slice) -> Path:
     return work_dir / f"pairs-{rows.start:02d}.npy"
-
-
-def _explain(work_dir: Path, exc: Exception) -> str:
-    if isinstance(exc, DataError):
-        return str(exc)
-    if isinstance(exc, OSError):
-        return f"cannot work in {work_dir}: {exc.strerror or exc}"
-    return f"a comparison task failed: {''.join(traceback.format_exception(exc))}"

@@ -6,17 +6,20 @@ looked for after the last task, in a number of passes that bounds the memory.
 """
 
 import hashlib
+import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from tempfile import NamedTemporaryFile
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.documents import Document
 from pipeline.data.ledger import WORK_DIR
-from pipeline.data.shards import write_atomic
+from pipeline.data.shards import commit_file
 from pipeline.data.sources import Split
 from pipeline.data.split_reader import RecordKey
 
@@ -26,37 +29,57 @@ IDENTITY = np.dtype([("high", "<u8"), ("low", "<u8"), ("piece", "<u4"), ("ordina
 PASS_IDENTITIES = 1 << 24
 """Identities held at once, 28 bytes each and about as much again to sort them."""
 HASH_BYTES = 16
+KEY = struct.Struct("<IQ")
+BUFFER_BYTES = 1 << 20
 
 
 class IdentityWriter:
-    """Notes the given ids of one split as its documents pass by."""
+    """Notes the given ids of one split as its documents pass by; use it as a context manager."""
 
     def __init__(self, directory: Path, split: Split) -> None:
         """Take the prepared directory and the split."""
         self._path = _identity_path(directory, split.index)
         self._source = split.source
-        self._rows: list[tuple[bytes, int, int]] = []
+        self._buffer = bytearray()
 
-    def noting(self, documents: Iterable[tuple[RecordKey, Document]]) -> Iterator[Document]:
-        """Yield the documents, noting the ids that the source gave."""
-        for (piece, ordinal), document in documents:
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{self._path.name}."
+        # The file is renamed or removed when the block ends.
+        self._stream = NamedTemporaryFile(dir=self._path.parent, prefix=prefix, delete=False)  # noqa: SIM115
+        return self
+
+    def noting(
+        self, documents: Iterable[tuple[RecordKey, Document]]
+    ) -> Iterator[tuple[RecordKey, Document]]:
+        """Yield the documents as they are, noting the ids that the source gave."""
+        for key, document in documents:
             if document.has_given_id:
-                key = f"{self._source}\n{document.id}".encode()
-                digest = hashlib.sha256(key).digest()[:HASH_BYTES]
-                self._rows.append((digest, piece, ordinal))
-            yield document
+                identity = f"{self._source}\n{document.id}".encode()
+                self._buffer += hashlib.sha256(identity).digest()[:HASH_BYTES] + KEY.pack(*key)
+                if len(self._buffer) >= BUFFER_BYTES:
+                    self._flush()
+            yield key, document
             del document  # no name may hold a long text while the next one is read
 
     def commit(self) -> None:
-        """Write what was noted."""
-        array = np.zeros(len(self._rows), dtype=IDENTITY)
-        if self._rows:
-            digests, pieces, ordinals = zip(*self._rows, strict=True)
-            words = np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
-            array["high"], array["low"] = words[:, 0], words[:, 1]
-            array["piece"], array["ordinal"] = pieces, ordinals
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._path, array.tobytes())
+        """Give the file its name, with all that was noted."""
+        self._flush()
+        self._stream.flush()
+        commit_file(self._stream.fileno(), Path(self._stream.name), self._path)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+        Path(self._stream.name).unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        self._stream.write(self._buffer)
+        self._buffer.clear()
 
 
 def find_repeated(directory: Path, splits: list[Split]) -> dict[int, dict[RecordKey, str]]:

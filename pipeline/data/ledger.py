@@ -54,8 +54,8 @@ def open_ledger(directory: Path, job_digest: str) -> None:
     """
     work = directory / WORK_DIR
     job_file = work / JOB_FILE
-    if not job_file.exists() or job_file.read_text() != job_digest:
-        shutil.rmtree(work, ignore_errors=True)
+    if work.exists() and not (job_file.exists() and job_file.read_text() == job_digest):
+        shutil.rmtree(work)
     (work / LEDGER_DIR).mkdir(parents=True, exist_ok=True)
     write_atomic(job_file, job_digest.encode())
 
@@ -101,7 +101,8 @@ def close_ledger(directory: Path) -> None:
         DataError: It cannot be removed.
     """
     try:
-        shutil.rmtree(directory / WORK_DIR, ignore_errors=True)
+        if (directory / WORK_DIR).exists():
+            shutil.rmtree(directory / WORK_DIR)
         for path in directory.rglob(".*"):
             path.unlink(missing_ok=True)
     except OSError as exc:

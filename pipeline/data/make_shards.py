@@ -26,7 +26,7 @@ from pipeline.data.indexed import little_endian
 from pipeline.data.ledger import SplitResult, write_result
 from pipeline.data.shard_writer import ShardWriter, write_shard
 from pipeline.data.shards import ShardRecord, SourceRange, SplitName
-from pipeline.data.sources import Split, build_source
+from pipeline.data.sources import Source, Split, build_source
 from pipeline.data.split_reader import BadPiece, RecordKey, SplitReader
 
 BATCH_DOCUMENTS = 1024
@@ -85,8 +85,10 @@ def make_shards(
         try:
             result = _attempt(split, job, reader, encoder_name, notes)
         except BadPiece as bad:
-            # Documents of the piece are in the batches already, so the split begins anew.
+            # Documents of the piece are in the batches already, so the split begins anew, and it
+            # does so once, however many pieces are bad.
             reader.leave_out(bad.number, bad.error)
+            _leave_out_bad(source, split, reader)
             continue
         except EncoderMismatch as exc:
             encoder_name, notes = REFERENCE, [str(exc)]
@@ -106,8 +108,8 @@ def _attempt(
     ranges = [SourceRange(name=p.name, start=p.start, stop=p.stop) for p in split.pieces]
     shards: dict[SplitName, ShardRecord] = {}
     num_without_tokens = 0
-    identities = IdentityWriter(job.directory, split)
     with ExitStack() as stack:
+        identities = stack.enter_context(IdentityWriter(job.directory, split))
         writers: dict[SplitName, ShardWriter] = {
             name: stack.enter_context(
                 write_shard(job.directory, f"{name}-{split.index:05d}", job.dtype)
@@ -138,28 +140,44 @@ def _attempt(
     )
 
 
-def cleaned_texts(job: ShardJob, split: Split) -> Iterator[tuple[RecordKey, str]]:
+def cleaned_texts(
+    job: ShardJob, exclusions: Mapping[int, Mapping[RecordKey, str]], split: Split
+) -> Iterator[tuple[RecordKey, str]]:
     """Yield what the filters leave of a split, with the places of the documents, to compare texts.
 
-    Where bad input is quarantined, every piece is read to its end first: a text that was compared
-    cannot be taken back.
+    The given ids are noted as by `make_shards`. Where bad input is quarantined, every piece is read
+    to its end first: a text that was compared cannot be taken back.
+
+    Args:
+        job: How to read.
+        exclusions: By split, the records that are left out.
+        split: What to read.
 
     Raises:
         DataError: The source is bad, and the policy is to fail.
     """
     os.environ.update(SINGLE_THREAD)
     source = build_source(job.data.named_sources[split.source], job.data.max_document_bytes)
-    reader = SplitReader(split, job.data, source, build_cleaner(job.data.clean))
-    pieces = split.pieces if job.data.on_bad_input == "quarantine" else ()
-    for number, piece in enumerate(pieces):
+    cleaner = build_cleaner(job.data.clean)
+    reader = SplitReader(split, job.data, source, cleaner, exclusions.get(split.index))
+    if job.data.on_bad_input == "quarantine":
+        _leave_out_bad(source, split, reader)
+    try:
+        with IdentityWriter(job.directory, split) as identities:
+            for key, document in identities.noting(reader.documents()):
+                yield key, document.text
+            identities.commit()
+    except BadPiece as bad:
+        raise bad.error from bad
+
+
+def _leave_out_bad(source: Source, split: Split, reader: SplitReader) -> None:
+    """Read every piece to its end, and leave out those that cannot be."""
+    for number, piece in enumerate(split.pieces):
         try:
             deque(source.read(piece), maxlen=0)
         except BadFile as exc:
             reader.leave_out(number, exc)
-    try:
-        yield from ((key, document.text) for key, document in reader.documents())
-    except BadPiece as bad:
-        raise bad.error from bad
 
 
 @dataclass(kw_only=True)
@@ -191,13 +209,15 @@ class _Sorter:
         yield from ((name, texts) for name, texts in self._waiting.items() if texts)
 
 
-def _checked(documents: Iterable[Document], check: EncoderCheck) -> Iterator[Document]:
+def _checked(
+    documents: Iterable[tuple[RecordKey, Document]], check: EncoderCheck
+) -> Iterator[Document]:
     """Compare the encoder with the reference on the first documents of each file.
 
     Raises:
         EncoderMismatch: They differ.
     """
-    for document in documents:
+    for _, document in documents:
         check.check(document.source, document.id, document.text)
         yield document
         del document  # no name may hold a long text while the next one is read

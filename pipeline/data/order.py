@@ -5,6 +5,7 @@ for at once.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ import numpy.typing as npt
 FEISTEL_ROUNDS = 8
 SMALLEST_HALF_BITS = 4
 """Halves of fewer bits give too few different permutations of a handful of samples."""
+SMALL_SAMPLES = 256
+"""Epochs up to here are kept whole: few samples in a wide network take many walks to fall inside,
+and a step may cross many such epochs."""
 
 Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]
@@ -33,6 +37,17 @@ def permute(positions: Int64Array, num_samples: int, entropy: Sequence[int]) -> 
 
     Source: Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains, section 4.
     """
+    if num_samples <= SMALL_SAMPLES:
+        return _small_order(num_samples, tuple(entropy))[positions]
+    return _walk(positions, num_samples, entropy)
+
+
+@lru_cache(maxsize=1024)
+def _small_order(num_samples: int, entropy: tuple[int, ...]) -> Int64Array:
+    return _walk(np.arange(num_samples), num_samples, entropy)
+
+
+def _walk(positions: Int64Array, num_samples: int, entropy: Sequence[int]) -> Int64Array:
     half_bits = max(SMALLEST_HALF_BITS, ((num_samples - 1).bit_length() + 1) // 2)
     keys = np.random.SeedSequence(entropy).generate_state(FEISTEL_ROUNDS, np.uint64)
     values = positions.astype(np.uint64)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, get_args
 
 from pipeline.config.data import DataConfig
 from pipeline.data.assembly import build_manifest, npy_bytes, summarise
-from pipeline.data.dedup_ray import find_duplicates
+from pipeline.data.dedup_ray import find_duplicates, forget_signatures
 from pipeline.data.encoder_choice import EncoderChoice, choose_encoder
 from pipeline.data.identities import find_repeated
 from pipeline.data.indexed import token_dtype
@@ -26,7 +25,7 @@ from pipeline.data.ledger import (
 )
 from pipeline.data.make_shards import ShardJob, cleaned_texts, is_validation, make_shards
 from pipeline.data.progress import OnEvent, PrepareEvent, ProgressCounter, say
-from pipeline.data.ray_tasks import ray_session, run_each
+from pipeline.data.ray_tasks import explain_failure, ray_session, run_each
 from pipeline.data.sampling import first_texts, sample_documents
 from pipeline.data.shards import (
     TOKEN_BYTES_NAME,
@@ -148,15 +147,28 @@ class Preparation:
         if self._data.clean.deduplicate == "none":
             return {}
         work_dir = self._directory / WORK_DIR / "signatures"
-        read = partial(cleaned_texts, job)
-        return find_duplicates(splits, read, self._data.clean, work_dir, self._on_event)
+        clean = self._data.clean
+        found = find_duplicates(
+            splits, partial(cleaned_texts, job, {}), clean, work_dir, self._on_event
+        )
+        repeated = self._find_repeated(splits)
+        if not repeated:
+            return found
+        # A document without a right to its id must not be the one that stays of its duplicates.
+        for index in repeated:
+            forget_signatures(work_dir, index)
+        read = partial(cleaned_texts, job, repeated)
+        found = find_duplicates(splits, read, clean, work_dir, self._on_event)
+        return _joined(found, repeated)
 
     def _make(
         self, splits: list[Split], job: ShardJob, exclusions: Exclusions
     ) -> dict[int, SplitResult]:
         items = [(split, exclusions.get(split.index)) for split in splits]
         results = {}
-        for result in run_each(partial(_make_item, job), items, partial(_explain, job)):
+        for result in run_each(
+            partial(_make_item, job), items, partial(explain_failure, job.directory)
+        ):
             results[result.index] = result
             self._counter.add(result)
             self._on_event(self._counter.event(_describe(result, self._counter)))
@@ -172,17 +184,23 @@ class Preparation:
         Raises:
             DataError: There are such ids, and the policy is to fail.
         """
-        repeated = find_repeated(self._directory, splits)
-        if not repeated:
-            return {}
-        if self._data.on_bad_input == "fail":
-            raise DataError(self._describe_repeated(splits, repeated))
+        repeated = self._find_repeated(splits)
         affected = [split for split in splits if split.index in repeated]
         for split in affected:
             forget(self._directory, split.index)
             self._counter.remove(split.index)
-        both = {i: {**exclusions.get(i, {}), **places} for i, places in repeated.items()}
-        return self._make(affected, job, both)
+        return self._make(affected, job, _joined(exclusions, repeated))
+
+    def _find_repeated(self, splits: list[Split]) -> Exclusions:
+        """Find the documents whose id was given before.
+
+        Raises:
+            DataError: There are some, and the policy is to fail.
+        """
+        repeated = find_repeated(self._directory, splits)
+        if repeated and self._data.on_bad_input == "fail":
+            raise DataError(self._describe_repeated(splits, repeated))
+        return repeated
 
     def _describe_repeated(self, splits: list[Split], repeated: Exclusions) -> str:
         index = min(repeated)
@@ -215,17 +233,13 @@ class Preparation:
         return manifest
 
 
+def _joined(first: Exclusions, second: Exclusions) -> Exclusions:
+    return {i: {**first.get(i, {}), **second.get(i, {})} for i in {**first, **second}}
+
+
 def _make_item(job: ShardJob, item: tuple[Split, dict[RecordKey, str] | None]) -> SplitResult:
     split, exclusions = item
     return make_shards(split, job, exclusions)
-
-
-def _explain(job: ShardJob, exc: Exception) -> str:
-    if isinstance(exc, DataError):
-        return str(exc)
-    if isinstance(exc, OSError):
-        return f"cannot write to {job.directory}: {exc.strerror or exc}"
-    return f"a tokenization task failed: {''.join(traceback.format_exception(exc))}"
 
 
 def _describe(result: SplitResult, counter: ProgressCounter) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.data.ledger import SplitResult
@@ -75,13 +75,17 @@ class ProgressCounter:
             directory: The prepared directory.
         """
         self._files = {
-            split.index: {(split.source, p.name) for p in split.pieces} for split in splits
+            split.index: {(split.source, piece.name) for piece in split.pieces} for split in splits
         }
-        self._results = {result.index: result for result in done}
+        # Of each file, the splits that are not done.
+        self._left = Counter(file for files in self._files.values() for file in files)
+        self._results: dict[int, SplitResult] = {}
+        self._sums, self._dropped, self._quarantined = (Counter[str]() for _ in range(3))
         self._directory = directory
         self._started: float | None = None
-        before = self._sum()
-        self._before = (before.text_bytes, before.tokens)
+        for result in done:
+            self.add(result)
+        self._before = (self._sums["text_bytes"], self._sums["tokens"])
 
     def start(self) -> None:
         """Start the clock: tasks can run from now on."""
@@ -90,10 +94,11 @@ class ProgressCounter:
     def add(self, result: SplitResult) -> None:
         """Count a finished split."""
         self._results[result.index] = result
+        self._count(result, 1)
 
     def remove(self, index: int) -> None:
         """Count a split no more, because it is made again."""
-        del self._results[index]
+        self._count(self._results.pop(index), -1)
 
     def event(self, message: str) -> PrepareEvent:
         """Give the event that tells a line and the counts."""
@@ -103,31 +108,35 @@ class ProgressCounter:
     def totals(self) -> PrepareTotals:
         """The counts so far."""
         text_bytes, tokens = self._before
-        return replace(self._sum(), text_bytes_before=text_bytes, tokens_before=tokens)
-
-    def _sum(self) -> PrepareTotals:
-        results = self._results.values()
-        shards = [shard for result in results for shard in result.shards.values()]
-        dropped, quarantined = Counter[str](), Counter[str]()
-        for result in results:
-            dropped.update(result.dropped_documents)
-            quarantined.update(result.quarantined_documents)
-            quarantined.update(entry["reason"] for entry in result.bad_files)
-        undone = set().union(*(f for i, f in self._files.items() if i not in self._results))
-        files = set().union(*self._files.values())
         now = time.perf_counter()
         return PrepareTotals(
             num_splits=len(self._files),
             num_splits_done=len(self._results),
-            num_files=len(files),
-            num_files_done=len(files - undone),
-            documents=sum(shard.documents for shard in shards),
-            text_bytes=sum(shard.text_bytes for shard in shards),
-            tokens=sum(shard.tokens for shard in shards),
-            dropped_documents=dropped,
-            quarantined_documents=quarantined,
+            num_files=len(self._left),
+            num_files_done=sum(left == 0 for left in self._left.values()),
+            documents=self._sums["documents"],
+            text_bytes=self._sums["text_bytes"],
+            tokens=self._sums["tokens"],
+            dropped_documents=+self._dropped,
+            quarantined_documents=+self._quarantined,
             seconds=0.0 if self._started is None else now - self._started,
+            text_bytes_before=text_bytes,
+            tokens_before=tokens,
         )
+
+    def _count(self, result: SplitResult, sign: int) -> None:
+        for shard in result.shards.values():
+            self._sums["documents"] += sign * shard.documents
+            self._sums["text_bytes"] += sign * shard.text_bytes
+            self._sums["tokens"] += sign * shard.tokens
+        for file in self._files[result.index]:
+            self._left[file] -= sign
+        for reason, number in result.dropped_documents.items():
+            self._dropped[reason] += sign * number
+        for reason, number in result.quarantined_documents.items():
+            self._quarantined[reason] += sign * number
+        for entry in result.bad_files:
+            self._quarantined[entry["reason"]] += sign
 
 
 OnEvent = Callable[[PrepareEvent], None]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +119,16 @@ def run_each(
                     raise DataError(row["error"])
                 yield row["result"]
     except ray.exceptions.RayError as exc:
-        raise DataError(f"a tokenization task was lost: {str(exc).splitlines()[0]}") from exc
+        raise DataError(f"a data task was lost: {str(exc).splitlines()[0]}") from exc
+
+
+def explain_failure(directory: Path, exc: Exception) -> str:
+    """Say what went wrong in a task that writes to a directory."""
+    if isinstance(exc, DataError):
+        return str(exc)
+    if isinstance(exc, OSError):
+        return f"cannot write to {directory}: {exc.strerror or exc}"
+    return f"a data task failed: {''.join(traceback.format_exception(exc))}"
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pipeline.data.split_reader import BadPiece, SplitReader
 
 TRAINING_CHARACTERS = 64 << 20
 """Text that a tokenizer is trained on at most, spread evenly over the splits of the source."""
+FILTERED_TRAINING_CHARACTERS = 4 << 20
+"""The same where filters are on: they take a second for some 100,000 characters, one by one."""
 CHECKED_CHARACTERS = 1 << 16
 """Text of the first documents on which the fast encoder must equal the reference, before it is
 compared on each file; every start waits for it."""
@@ -25,10 +27,9 @@ def sample_documents(
     Raises:
         DataError: The text is bad, and the policy is to fail.
     """
+    limit = FILTERED_TRAINING_CHARACTERS if data.clean.filters else TRAINING_CHARACTERS
     for split in splits:
-        yield from _head(
-            _documents(data, sources[split.source], split), TRAINING_CHARACTERS // len(splits)
-        )
+        yield from _head(_documents(data, sources[split.source], split), limit // len(splits))
 
 
 def first_texts(data: DataConfig, sources: dict[str, Source], splits: list[Split]) -> list[str]:

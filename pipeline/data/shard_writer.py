@@ -49,6 +49,9 @@ class ShardWriter:
     def finish(self, source: str, encoder: str, ranges: list[SourceRange]) -> ShardRecord | None:
         """Write the index and name both files; a shard without documents is not kept."""
         if not self._lengths:
+            # A split that is made again may have had documents here before.
+            for suffix in (".bin", ".idx"):
+                (self._directory / f"{self._name}{suffix}").unlink(missing_ok=True)
             return None
         lengths = np.concatenate(self._lengths)
         index = encode_index(lengths, self._dtype)

@@ -35,6 +35,8 @@ FIRST_BAND_ROW = 4
 
 BATCH_BYTES = 4 << 20
 """Hashes of shingles, 8 bytes a word, that are signed at once."""
+BATCH_DOCUMENTS = 4096
+"""Documents that are signed at once: their hashes are Python numbers for a moment."""
 CHUNK_BYTES = 1 << 20
 """Of a text whose words are Python objects at once; a word takes ten times its bytes."""
 
@@ -175,7 +177,7 @@ class _BandSigner:
         self._batch.append(hashes)
         self._batch_bytes += hashes.nbytes
         self._has_shingles.append(len(hashes) > 0)
-        if self._batch_bytes > BATCH_BYTES:
+        if self._batch_bytes > BATCH_BYTES or len(self._batch) == BATCH_DOCUMENTS:
             self._sign()
 
     def finish(self, digests: UInt64Array) -> UInt64Array:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import IO, Any, Protocol
 
 import zstandard
@@ -208,7 +209,8 @@ class _Aside:
         if kind not in self._streams:
             path = self._directory / kind / f"{self._name}{suffix}"
             path.parent.mkdir(exist_ok=True)
-            stream = path.with_name(f".{path.name}.part").open("wb")
+            # Renamed or removed when the split ends.
+            stream = NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
             writer = zstandard.ZstdCompressor().stream_writer(stream, closefd=False)
             self._streams[kind] = (stream, writer if suffix else stream, path)
         self._streams[kind][1].write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

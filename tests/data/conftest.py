@@ -13,6 +13,7 @@ import zstandard
 
 from pipeline.config.data import DataConfig, SourceConfig, TokenizerConfig
 from pipeline.data.assembly import npy_bytes
+from pipeline.data.ray_surroundings import environment_set
 from pipeline.data.ray_tasks import ray_session
 from pipeline.data.shard_writer import write_shard
 from pipeline.data.shards import (
@@ -37,8 +38,26 @@ WORDS = (
 
 
 @pytest.fixture(scope="session")
-def local_ray(pytestconfig: pytest.Config) -> Iterator[None]:
-    with ray_session(num_cpus=2):
+def s3_variables() -> Iterator[dict[str, str]]:
+    """Start an S3 server on loopback; give the environment by which clients find it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_variables: dict[str, str]) -> Iterator[None]:
+    # Workers have the environment in which their Ray was started.
+    with environment_set(s3_variables), ray_session(num_cpus=2):
         yield
 
 

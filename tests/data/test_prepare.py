@@ -324,3 +324,57 @@ def test_filters_drop_by_their_reasons_before_documents_are_tokenized(
     assert set(manifest.dropped_documents) == {"gopher_quality:short_doc"}
     assert sum(split.documents for split in manifest.splits.values()) == 10
     assert manifest.recipe["clean"]["versions"].keys() == {"datatrove", "spacy"}
+
+
+def test_a_text_survives_when_its_first_copy_has_an_id_that_was_given_before(
+    local_ray: None,
+    tmp_path: Path,
+    write_jsonl: Callable[..., Path],
+    make_documents: Callable[[int], list[dict[str, str]]],
+    make_config: Callable[..., DataConfig],
+) -> None:
+    unique = "the one and only text of its kind"
+    documents = make_documents(12)
+    documents += [{"id": "d0", "text": unique}, {"id": "new", "text": unique}]
+    write_jsonl(tmp_path / "a.jsonl", documents)
+    config = make_config(
+        tmp_path / "a.jsonl",
+        tmp_path / "out",
+        clean={"deduplicate": "exact"},
+        on_bad_input="quarantine",
+    )
+    manifest = prepare(config)
+    assert manifest.quarantined_documents == {"duplicate_id": 1}
+    assert manifest.dropped_documents == {}
+    tokenizer = Tokenizer.from_file(str(manifest.directory / "tokenizer.json"))
+    texts = [
+        tokenizer.decode(tokens[:-1])
+        for split in ("train", "validation")
+        for tokens in document_tokens(manifest, split)
+    ]
+    assert texts.count(unique) == 1
+    assert len(texts) == 13
+    with pytest.raises(DataError, match="the id 'd0' has been given before"):
+        prepare(config.model_copy(update={"on_bad_input": "fail", "output_dir": tmp_path / "o"}))
+
+
+def test_a_split_made_again_leaves_no_shard_that_it_has_lost(
+    local_ray: None,
+    tmp_path: Path,
+    write_jsonl: Callable[..., Path],
+    make_documents: Callable[[int], list[dict[str, str]]],
+    make_config: Callable[..., DataConfig],
+) -> None:
+    documents = make_documents(30)
+    held_out = next(d for d in documents if is_validation(d["id"], 0.2))
+    padding = [" " * 1024] * 70_000
+    write_jsonl(tmp_path / "text" / "a.jsonl", [*documents, *padding])
+    others = [{"id": f"x{i}", "text": "sea"} for i in range(40)]
+    kept = [d for d in others if not is_validation(d["id"], 0.2)]
+    write_jsonl(tmp_path / "text" / "b.jsonl", [*kept, {**held_out, "text": "given again"}])
+    manifest = prepare(make_config(tmp_path / "text", tmp_path / "out", on_bad_input="quarantine"))
+    assert manifest.quarantined_documents == {"duplicate_id": 1}
+    listed = {s.name for split in manifest.splits.values() for s in split.shards}
+    assert len(listed) == 3
+    assert {path.stem for path in manifest.directory.glob("*.bin")} == listed
+    assert {path.stem for path in manifest.directory.glob("*.idx")} == listed

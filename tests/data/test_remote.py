@@ -2,30 +2,20 @@
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import pipeline
 from pipeline.config.data import DataConfig, SourceConfig
 from pipeline.data.documents import trusted
 from pipeline.data.prepare import prepare
-from pipeline.data.shards import load_manifest
+from pipeline.data.ray_surroundings import environment_set
 from pipeline.data.sources import Source, build_source
 from pipeline.errors import DataError
 
 Make = Callable[..., DataConfig]
-PREPARE = (
-    "import sys\n"
-    "from pipeline.config.data import DataConfig\n"
-    "from pipeline.data.prepare import prepare\n"
-    "print(prepare(DataConfig.model_validate_json(sys.argv[1])).directory)"
-)
 LINES = [json.dumps({"id": f"d{i}", "text": f"{i} " + "sea ship " * 50}) for i in range(300)]
 DATA = "".join(line + "\n" for line in LINES).encode()
 
@@ -75,31 +65,18 @@ def test_what_is_not_there_is_named(memory: Any) -> None:
         build("nonsense://x").pieces()
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """An S3 server with one bucket; gives its address."""
+def put_files(directory: Path) -> None:
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    client = boto3.client(
-        "s3", endpoint_url=address, region_name="us-east-1",
-        aws_access_key_id="test", aws_secret_access_key="test",
-    )  # fmt: skip
+    client = boto3.client("s3")
     client.create_bucket(Bucket="corpus")
-    for number in range(3):
-        body = "".join(line + "\n" for line in LINES[100 * number : 100 * number + 100])
-        client.put_object(Bucket="corpus", Key=f"text/part{number}.jsonl", Body=body.encode())
-    yield address
-    server.stop()
+    for path in directory.iterdir():
+        client.upload_file(str(path), "corpus", f"text/{path.name}")
 
 
 @pytest.mark.slow
 def test_an_s3_bucket_gives_the_shards_of_the_same_files_on_disk(
-    local_ray: None, s3: str, tmp_path: Path, make_config: Make
+    local_ray: None, s3_variables: dict[str, str], tmp_path: Path, make_config: Make
 ) -> None:
     local = tmp_path / "text"
     local.mkdir()
@@ -108,24 +85,9 @@ def test_an_s3_bucket_gives_the_shards_of_the_same_files_on_disk(
         (local / f"part{number}.jsonl").write_text(body)
     here = prepare(make_config(local, tmp_path / "out"))
     config = make_config(local, tmp_path / "out", source={"path": "s3://corpus/text"})
-    # In a process of its own, because workers get their credentials when Ray starts.
-    shown = subprocess.run(
-        [sys.executable, "-c", PREPARE, config.model_dump_json()],
-        cwd=Path(pipeline.__file__).parents[1],
-        env=os.environ
-        | {
-            "AWS_ENDPOINT_URL": s3,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert shown.returncode == 0, shown.stderr
-    manifest = load_manifest(Path(shown.stdout.strip()))
+    with environment_set(s3_variables):
+        put_files(local)
+        manifest = prepare(config)
     for name, split in here.splits.items():
         assert [s.sha256 for s in manifest.splits[name].shards] == [s.sha256 for s in split.shards]
     contents = manifest.recipe["contents"]["jsonl"]

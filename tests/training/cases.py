@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from pipeline.config.batching import BatchPlan, plan_batches
 from pipeline.config.load import dump_yaml
@@ -34,6 +36,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 GLOBAL_BATCH_SAMPLES = 8
 SEQUENCE_TOKENS = 16
+
+
+def skip_without_bf16(family: str, precision: str) -> None:
+    """Skip a test that this CPU cannot run; on one that can, a refusal is a failure."""
+    if family == "gpt" or precision == "fp32" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return
+    pytest.skip("this CPU has no bf16 instructions, which nn.LSTM needs")
 
 
 def small_run(family: str = "gpt", stage: int = 0, **fields: Any) -> RunConfig:

@@ -8,7 +8,7 @@ import pytest
 from pipeline.config.schema import RunConfig
 from pipeline.training.distributed import RankContext
 from pipeline.training.engine import StateBytes, StepOutcome
-from tests.training.cases import my_batches, small_engine, small_run
+from tests.training.cases import my_batches, skip_without_bf16, small_engine, small_run
 from tests.training.rank_pool import RankPool
 
 pytestmark = pytest.mark.slow
@@ -71,6 +71,7 @@ def test_bf16_curves_of_every_stage_stay_near_the_oracle(
     family: str,
     stage: int,
 ) -> None:
+    skip_without_bf16(family, "bf16")
     replies = two_ranks.run(train_curve, small_run(family, stage, precision="bf16"), "deepspeed")
     measured[family, "bf16", stage] = [state_bytes for _, state_bytes in replies]
     outcomes = replies[0][0]
@@ -89,6 +90,7 @@ def test_each_stage_halves_its_part_of_the_state_over_two_ranks(
     family: str,
     precision: str,
 ) -> None:
+    skip_without_bf16(family, precision)
     for stage in range(4):
         if (family, precision, stage) not in measured:
             run = small_run(family, stage, precision=precision)

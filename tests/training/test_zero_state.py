@@ -7,7 +7,13 @@ from pipeline.config.schema import OptimizerConfig
 from pipeline.models import build_model
 from pipeline.training.distributed import RankContext
 from pipeline.training.engine import Engine, EngineState, parameter_groups
-from tests.training.cases import VOCAB_SIZE, my_batches, small_engine, small_run
+from tests.training.cases import (
+    VOCAB_SIZE,
+    my_batches,
+    skip_without_bf16,
+    small_engine,
+    small_run,
+)
 from tests.training.rank_pool import RankPool
 
 Arrays = dict[str, dict[str, npt.NDArray[np.float32]]]
@@ -73,6 +79,7 @@ def test_imported_state_comes_out_unchanged_and_is_what_trains(
     stage: int,
     precision: str,
 ) -> None:
+    skip_without_bf16(family, precision)
     arrays = saved[family][0][0]
     replies = two_ranks.run(import_and_train, family, stage, precision, arrays, 4)
     for rank, (exported, step, losses, scores) in enumerate(replies):
