@@ -4,9 +4,13 @@ Hub datasets and directories of data files are streamed: nothing is downloaded b
 tasks read the dataset's own shards. A saved dataset is mapped, and tasks read ranges of its rows.
 """
 
+import gzip
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import zstandard
 
 from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadFile, Piece, Place, Record, check_document
@@ -49,22 +53,28 @@ class HuggingFaceSource:
 
         Raises:
             BadFile: The dataset has no such column, or a file of it is damaged.
+            DataError: It cannot be read for a reason that lies outside of it.
         """
         dataset = self._load()
-        names = self._checked_columns(dataset)
         if self._is_saved:
-            rows = dataset.select_columns(names).select(range(piece.start, piece.stop))
+            rows = dataset.select(range(piece.start, piece.stop))
             place, first = f"dataset {self._location}, row", piece.start
         else:
             rows = dataset.shard(num_shards=dataset.num_shards, index=piece.start)
-            rows = rows.select_columns(names)
             place, first = f"dataset {self._location}, shard {piece.start}, row", 0
         try:
-            for number, row in enumerate(rows, first):
+            if (names := self._checked_columns(rows)) is None:
+                return
+            for number, row in enumerate(rows.select_columns(names), first):
                 yield self._record(row, f"{place} {number}", piece, number)
-        except _damage() as exc:
+        except DataError:
+            raise
+        except Exception as exc:
+            # Below `datasets` stand the drivers of stores, each with types of its own.
             first_line = (str(exc).splitlines() or [type(exc).__name__])[0]
-            raise BadFile("damaged_file", f"{place} unknown: {first_line}") from exc
+            if _is_damage(exc):
+                raise BadFile("damaged_file", f"{place} unknown: {first_line}") from exc
+            raise DataError(f"cannot read {place} unknown: {first_line}") from exc
 
     def _record(self, row: Mapping[str, Any], where: str, piece: Piece, number: int) -> Record:
         config = self._config
@@ -78,9 +88,12 @@ class HuggingFaceSource:
         )
         return check_document(row[config.text_column], given, place, self._limit_bytes)
 
-    def _checked_columns(self, dataset: Any) -> list[str]:
+    def _checked_columns(self, rows: Any) -> list[str] | None:
+        """Give the columns to read; None where there is no row to tell them from."""
         config = self._config
-        columns: list[str] = dataset.column_names or list(next(iter(dataset), {}))
+        columns: list[str] = rows.column_names or list(next(iter(rows), {}))
+        if not columns:
+            return None
         if config.text_column not in columns:
             raise BadFile(
                 "no_text_column",
@@ -135,8 +148,8 @@ class HuggingFaceSource:
                     streaming=True,
                 )
             loaded = datasets.load_from_disk(str(self._directory))
-        except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as exc:
-            # RuntimeError: a dataset that comes as a script, which `datasets` runs no more.
+        except Exception as exc:
+            # The first file is looked into here, and its reader and store have types of their own.
             raise self._unloadable(exc) from exc
         finally:
             if not was_disabled:
@@ -156,11 +169,17 @@ class HuggingFaceSource:
         )
 
 
-def _damage() -> tuple[type[Exception], ...]:
-    """Give what readers below `datasets` raise at damaged files."""
+def _is_damage(exc: Exception) -> bool:
+    """Tell what readers below `datasets` raise at damaged files from a store that fails."""
     import datasets
     import pyarrow
 
-    return (
-        datasets.exceptions.DatasetsError, pyarrow.ArrowException, EOFError, OSError, ValueError,
+    # Arrow's own read errors are bare and have no number; those of files and networks do, or are
+    # of a class below.
+    if isinstance(exc, OSError) and not isinstance(exc, gzip.BadGzipFile):
+        return type(exc) is OSError and exc.errno is None
+    kinds = (
+        datasets.exceptions.DatasetsError, pyarrow.ArrowException, EOFError, ValueError,
+        zlib.error, zstandard.ZstdError,
     )  # fmt: skip
+    return isinstance(exc, kinds)

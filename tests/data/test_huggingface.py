@@ -1,5 +1,6 @@
 """The Hugging Face source on local datasets; the network is never asked."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.data import SourceConfig
-from pipeline.data.documents import Document, trusted
+from pipeline.data.documents import BadFile, Document, trusted
 from pipeline.data.sources import Source, build_source
 from pipeline.errors import DataError
 
@@ -91,3 +92,34 @@ def test_a_dataset_that_comes_as_a_script_is_an_error_of_ours(tmp_path: Path) ->
     (directory / "scripted.py").write_text("raise SystemExit('this was run')\n")
     with pytest.raises(DataError, match=r"of dataset .*scripted: .*scripts"):
         read_all(directory)
+
+
+def test_a_damaged_shard_is_a_bad_file_and_leaves_the_others_readable(
+    tmp_path: Path,
+) -> None:
+    for number in range(2):
+        packed = gzip.compress(b"text\n" + b"shard %d\n" % number * 9)
+        (tmp_path / f"train-{number}.csv.gz").write_bytes(packed[:-9] if number == 0 else packed)
+    source = build(tmp_path)
+    damaged, whole = source.pieces()
+    assert {d.text for d in trusted(source.read(whole))} == {"shard 1"}
+    with pytest.raises(BadFile, match=r"shard 0, row unknown") as caught:
+        list(source.read(damaged))
+    assert caught.value.reason == "damaged_file"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that gives EIO")
+def test_a_disk_that_cannot_be_read_is_no_bad_file(tmp_path: Path) -> None:
+    # Its first page is never mapped, so a read at its start fails with EIO.
+    (tmp_path / "train.csv").symlink_to("/proc/self/mem")
+    source = build(tmp_path)
+    (piece,) = source.pieces()
+    with pytest.raises(DataError, match="shard 0, row unknown: .*Input/output error") as caught:
+        list(source.read(piece))
+    assert not isinstance(caught.value, BadFile)
+
+
+def test_a_first_file_that_is_damaged_from_its_start_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n')[:-9])
+    with pytest.raises(DataError, match="cannot load split 'train' of dataset .*: Compressed file"):
+        build(tmp_path).pieces()
