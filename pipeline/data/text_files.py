@@ -18,6 +18,8 @@ from pipeline.data.storage import COMPRESSED_SUFFIXES, SourceFile, open_binary
 CHUNK_BYTES = 1 << 20
 ZSTD_CHUNK_BYTES = 1 << 14
 """Kept small because zstd can expand its input some 30,000 times in one call."""
+LARGEST_WINDOW_BYTES = 1 << 31
+"""What `zstd --long=31` asks of a reader; the library's own limit is 1 << 27."""
 BORDER_CHUNK_BYTES = 1 << 16
 LARGEST_EXPANSION = 1000
 """Bytes that may come out of one byte of an archive. Text reaches 10, machine logs 100; gzip cannot
@@ -187,7 +189,7 @@ def _gzip_chunks(stream: IO[bytes], path: str) -> Iterator[bytes]:
 
 
 def _zstd_chunks(stream: IO[bytes], path: str) -> Iterator[bytes]:
-    decompressor = zstandard.ZstdDecompressor()
+    decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW_BYTES)
     frame = None
     try:
         while data := stream.read(ZSTD_CHUNK_BYTES):

@@ -40,6 +40,13 @@ def test_a_stream_of_several_members_is_read_to_its_end(tmp_path: Path, suffix: 
     assert b"".join(read_chunks(str(path))) == DATA
 
 
+def test_a_zstd_frame_with_the_longest_window_is_read(tmp_path: Path) -> None:
+    # Source: RFC 8878, 3.1.1: magic number, no flags, window of 2^(10 + 21) bytes, raw last block.
+    block = (len(b"line\n") << 3 | 1).to_bytes(3, "little")
+    (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00\xa8" + block + b"line\n")
+    assert b"".join(read_chunks(str(tmp_path / "a.txt.zst"))) == b"line\n"
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize(
     "damage", ["half", "last bytes", "flipped", "tail", "not packed", "none", "empty"]
