@@ -36,7 +36,7 @@ FENCES = {
     "fastokens": ("pipeline/data/encoders.py",),
     "datasets": ("pipeline/data/huggingface.py",),
     "orjson": ("pipeline/data/jsonl.py",),
-    "fsspec": ("pipeline/data/storage.py",),
+    "fsspec": ("pipeline/data/streams.py",),
     "datatrove": ("pipeline/data/filters.py",),
     "rensa": ("pipeline/data/signatures.py",),
     "plotly": ("pipeline/study/figures.py",),

@@ -84,6 +84,18 @@ class Piece:
     """One behind the last; a compressed file is one piece from 0 to its size."""
     weight_bytes: int
     """Bytes of text, about, to give tasks equal work."""
+    flaw: tuple[str, str] | None = None
+    """Reason and message if the file was missing or damaged when the source was cut: it stays left
+    out, for a file that appears later was not cut and is not in the digest of the source."""
+
+    def check_readable(self) -> None:
+        """Refuse a piece with a flaw.
+
+        Raises:
+            BadFile: It has one.
+        """
+        if self.flaw is not None:
+            raise BadFile(*self.flaw)
 
 
 def made_id(name: str, ordinal: int) -> str:

@@ -36,7 +36,12 @@ class JsonlSource:
         return file_pieces(find_all(self._config.paths, SUFFIXES), SPLIT_BYTES, border=b"\n")
 
     def read(self, piece: Piece) -> Iterator[Record]:
-        """Yield what stands on each line that is not blank."""
+        """Yield what stands on each line that is not blank.
+
+        Raises:
+            BadFile: The file's bytes cannot be trusted.
+        """
+        piece.check_readable()
         return read_jsonl(
             piece, self._config.text_column, self._config.id_column, self._limit_bytes
         )

@@ -35,7 +35,12 @@ class TextSource:
         return file_pieces(files, SPLIT_BYTES, border=border)
 
     def read(self, piece: Piece) -> Iterator[Record]:
-        """Yield the documents of a file or range."""
+        """Yield the documents of a file or range.
+
+        Raises:
+            BadFile: The file's bytes cannot be trusted.
+        """
+        piece.check_readable()
         if self._config.document == "line":
             return read_lines(piece, self._limit_bytes)
         if self._config.document_bytes is not None:

@@ -127,9 +127,15 @@ def file_pieces(files: Iterable[SourceFile], limit: int, border: bytes | None) -
 
 
 def whole_piece(file: SourceFile) -> Piece:
-    """Give the piece that is a whole file."""
-    weight = file.num_bytes * (TEXT_COMPRESSION if file.is_compressed else 1)
-    return Piece(path=file.path, name=file.name, start=0, stop=file.num_bytes, weight_bytes=weight)
+    """Give the piece that is a whole file, with a flaw if the file is missing."""
+    return Piece(
+        path=file.path,
+        name=file.name,
+        start=0,
+        stop=file.num_bytes,
+        weight_bytes=file.num_bytes * (TEXT_COMPRESSION if file.is_compressed else 1),
+        flaw=("missing_file", f"{file.path} does not exist") if file.is_missing else None,
+    )
 
 
 def _pinned(config: SourceConfig, contents: list[dict[str, str]]) -> SourceConfig:

@@ -8,12 +8,13 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from functools import lru_cache
 
 import zstandard
 
 from pipeline.data.documents import BadFile, Piece
-from pipeline.data.storage import COMPRESSED_SUFFIXES, SourceFile, open_binary
+from pipeline.data.storage import COMPRESSED_SUFFIXES, SourceFile
+from pipeline.data.streams import ByteStream, open_binary
 
 CHUNK_BYTES = 1 << 20
 ZSTD_CHUNK_BYTES = 1 << 14
@@ -142,12 +143,17 @@ def where_of(piece: Piece, number: int) -> str:
         number: Line in the piece, from 0.
     """
     is_range = piece.start > 0 and not piece.path.endswith(COMPRESSED_SUFFIXES)
-    chunks = read_chunks(piece.path, 0, piece.start) if is_range else ()
-    before = sum(chunk.count(b"\n") for chunk in chunks)
+    before = _lines_before(piece.path, piece.start) if is_range else 0
     return f"{piece.path}:{before + number + 1}"
 
 
-def _behind_border(stream: IO[bytes], target: int, border: bytes) -> int | None:
+@lru_cache(maxsize=8)
+def _lines_before(path: str, start: int) -> int:
+    """Count the lines before a byte, once for all the bad records of a range."""
+    return sum(chunk.count(b"\n") for chunk in read_chunks(path, 0, start))
+
+
+def _behind_border(stream: ByteStream, target: int, border: bytes) -> int | None:
     # A range may begin at the target itself if the border stands right before it.
     position = max(target - len(border), 0)
     stream.seek(position)
@@ -162,7 +168,7 @@ def _behind_border(stream: IO[bytes], target: int, border: bytes) -> int | None:
     return None
 
 
-def _plain_chunks(stream: IO[bytes], path: str, start: int, stop: int | None) -> Iterator[bytes]:
+def _plain_chunks(stream: ByteStream, path: str, start: int, stop: int | None) -> Iterator[bytes]:
     stream.seek(start)
     position = start
     while stop is None or position < stop:
@@ -179,7 +185,7 @@ def _plain_chunks(stream: IO[bytes], path: str, start: int, stop: int | None) ->
         )
 
 
-def _gzip_chunks(stream: IO[bytes], path: str) -> Iterator[bytes]:
+def _gzip_chunks(stream: ByteStream, path: str) -> Iterator[bytes]:
     try:
         with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
             while chunk := unpacked.read(CHUNK_BYTES):
@@ -188,7 +194,7 @@ def _gzip_chunks(stream: IO[bytes], path: str) -> Iterator[bytes]:
         raise _damaged(path, str(exc)) from exc
 
 
-def _zstd_chunks(stream: IO[bytes], path: str) -> Iterator[bytes]:
+def _zstd_chunks(stream: ByteStream, path: str) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW_BYTES)
     frame = None
     try:

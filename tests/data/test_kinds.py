@@ -1,5 +1,7 @@
 """What each kind of source makes of its files: rows, lines, ranges, made-up words, paths."""
 
+import hashlib
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ import pytest
 
 from pipeline.config.data import SourceConfig
 from pipeline.data import parquet, plain_text
-from pipeline.data.documents import Document, trusted
+from pipeline.data.documents import BadFile, BadRecord, Document, trusted
 from pipeline.data.sources import Source, build_source
+from pipeline.data.storage import MissingSource
 from pipeline.errors import DataError
 
 
@@ -67,6 +70,26 @@ def test_row_groups_are_read_apart_and_give_what_the_file_gives(tmp_path: Path) 
     assert [d for group in groups for d in trusted(source.read(group))] == whole
 
 
+def test_an_id_that_is_not_utf8_is_a_bad_record(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    keys = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    write_parquet(tmp_path / "a.parquet", {"id": keys, "text": ["one", "two", "three"]})
+    source = build(kind="parquet", path=str(tmp_path))
+    (piece,) = source.pieces()
+    first, second, third = source.read(piece)
+    assert [d.id for d in (first, third) if isinstance(d, Document)] == ["a", "c"]
+    assert isinstance(second, BadRecord)
+    assert second.reason == "not_utf8"
+    assert "row 1: column 'id' is not UTF-8 text" in str(second)
+
+
+def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path / "a") + b"\xff.txt")).write_text("text")
+    with pytest.raises(DataError, match=r"the file name b'.*a\\xff\.txt' is not UTF-8; rename it"):
+        build(kind="text", path=str(tmp_path)).pieces()
+
+
 def test_each_line_of_a_text_file_can_be_a_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffone\r\n\r\n  \ntwo \nthree".encode())
     documents = read_all(kind="text", path=str(tmp_path), document="line")
@@ -117,8 +140,45 @@ def test_several_paths_are_read_in_order_and_keep_their_names_apart(tmp_path: Pa
     documents = read_all(kind="text", path=paths)
     assert [d.text for d in documents] == ["two", "one"]
     assert [d.source for d in documents] == ["0000/a.txt", "0001/a.txt"]
-    gone = build(kind="text", path=(*paths, str(tmp_path / "three.txt")))
-    with pytest.raises(DataError, match=r"three\.txt does not exist"):
-        [list(gone.read(piece)) for piece in gone.pieces()]
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(MissingSource, match="does not exist"):
         build(kind="text", path=(str(tmp_path / "x"), str(tmp_path / "y"))).pieces()
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+def test_a_location_that_is_missing_stays_missing_though_it_appears_later(
+    tmp_path: Path, kind: str
+) -> None:
+    here, late = tmp_path / f"here.{kind}", tmp_path / f"late.{kind}"
+    write_kind(here, kind)
+    source = build(kind=kind, path=(str(here), str(late)))
+    first, second = source.pieces()
+    digest = source.contents()[1]
+    write_kind(late, kind)
+    assert [d.text for d in trusted(source.read(first))] == ["text"]
+    with pytest.raises(BadFile, match=rf"late\.{kind} does not exist") as caught:
+        list(source.read(second))
+    assert caught.value.reason == "missing_file"
+    assert digest == {"name": f"0001/{late}", "sha256": "missing"}
+
+
+def write_kind(path: Path, kind: str) -> None:
+    if kind == "parquet":
+        write_parquet(path, {"text": ["text"]})
+    else:
+        path.write_text({"text": "text", "jsonl": '{"text": "text"}\n'}[kind])
+
+
+def test_an_empty_file_among_several_has_no_documents_and_the_digest_of_its_bytes(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "text"}\n')
+    (tmp_path / "empty.jsonl").touch()
+    paths = (str(tmp_path / "a.jsonl"), str(tmp_path / "empty.jsonl"))
+    assert [d.text for d in read_all(kind="jsonl", path=paths)] == ["text"]
+    digest = build(kind="jsonl", path=paths).contents()[1]
+    assert digest == {"name": "0001/empty.jsonl", "sha256": hashlib.sha256().hexdigest()}
+    with pytest.raises(DataError, match=r"empty\.jsonl is empty"):
+        build(kind="jsonl", path=(paths[1], paths[1])).pieces()
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(DataError, match="pictures holds no text"):
+        build(kind="jsonl", path=(paths[0], str(tmp_path / "pictures"))).pieces()

@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 from pipeline.config.data import DataConfig
+from pipeline.data.documents import BadFile
 from pipeline.data.prepare import prepare
 from pipeline.data.shards import ShardManifest, verify_shards
 from pipeline.data.sources import build_sources, plan_splits
@@ -43,12 +44,12 @@ def flipped(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
 
 
-def parquet(column: str, values: Any) -> bytes:
+def parquet(column: str, values: Any, **options: Any) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({column: values}), sink)
+    pq.write_table(pa.table({column: values}), sink, **options)
     return bytes(sink.getvalue())
 
 
@@ -245,10 +246,34 @@ def column_cases() -> list[tuple[Any, str]]:
         (lambda: parquet("text", Extension()()), "column 'text' holds extension"),
         (lambda: parquet("text", ["x"] * 9)[:-20], "is not a whole Parquet file"),
         (lambda: b"PAR1", "is not a whole Parquet file"),
+        (lambda: flipped_footer(parquet("text", ["x"] * 9)), "is not a whole Parquet file"),
+        (lambda: flipped_at(checked_page(), checked_page().index(b"text")), "is not a whole Parq"),
     ]
 
 
-@pytest.mark.parametrize("number", range(5))
+def flipped_at(data: bytes, place: int) -> bytes:
+    damaged = bytearray(data)
+    damaged[place] ^= 255
+    return bytes(damaged)
+
+
+def flipped_footer(data: bytes) -> bytes:
+    # Source: the Parquet format: footer, its length in 4 bytes, and the magic number, end a file.
+    return flipped_at(data, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))
+
+
+def checked_page() -> bytes:
+    return parquet(
+        "text",
+        ["text that is not compressed"],
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+
+
+@pytest.mark.parametrize("number", range(7))
 def test_a_parquet_file_without_text_is_refused_and_quarantined(
     tmp_path: Path, make_config: Make, number: int
 ) -> None:
@@ -266,6 +291,20 @@ def test_a_parquet_file_without_text_is_refused_and_quarantined(
     reader.leave_out(caught.value.number, caught.value.error)
     assert [document.text for _, document in reader.documents()] == ["one", "two"]
     assert [entry["name"] for entry in reader.counts.bad_files] == ["b.parquet"]
+
+
+def test_a_parquet_file_that_was_damaged_when_it_was_cut_stays_left_out(
+    tmp_path: Path, make_config: Make
+) -> None:
+    path = tmp_path / "a.parquet"
+    whole = parquet("text", ["one", "two"], row_group_size=1)
+    path.write_bytes(whole[:-20])
+    source = build_sources(make_config(path, tmp_path, source={"kind": "parquet"}))["parquet"]
+    (piece,) = source.pieces()
+    path.write_bytes(whole)
+    with pytest.raises(BadFile, match="not a whole Parquet file") as caught:
+        list(source.read(piece))
+    assert caught.value.reason == "damaged_file"
 
 
 @pytest.mark.slow
