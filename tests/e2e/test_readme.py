@@ -6,6 +6,7 @@ the launchers' contract.
 
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,8 +99,9 @@ def test_doctor_finds_nothing_that_fails(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def run_dir(tiny_run: Path, tmp_path: Path) -> Path:
+def run_dir(tiny_run: Path, migrated_store: Path, tmp_path: Path) -> Path:
     """A run that has written one step, its shards shared with other tests."""
+    shutil.copy(migrated_store, tmp_path)
     shards = tiny_run.parent / "runs" / "data"
     run = load_run(tiny_run, [f"output_dir={tmp_path}", f"data.output_dir={shards}"])
     made = init_run(run, prepare)

@@ -5,6 +5,7 @@ Ray is started once, by the first command.
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ class Prepared:
 
 
 @pytest.fixture(scope="module")
-def prepared(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(
+    tiny_run: Path, migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Prepared:
     """Two sources of JSON lines with the same ids, and a Parquet file without ids."""
     root = tmp_path_factory.mktemp("mixed")
     texts = {
@@ -60,6 +63,8 @@ def prepared(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepar
     tree = yaml.safe_load(tiny_run.read_text()) | {"output_dir": str(root / "runs")}
     del tree["data"]["source"]
     tree["data"]["sources"] = sources
+    (root / "runs").mkdir()
+    shutil.copy(migrated_store, root / "runs")
     run = root / "mixed.yaml"
     run.write_text(yaml.safe_dump(tree))
     with redirect_stdout(io.StringIO()) as out:
