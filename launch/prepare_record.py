@@ -30,7 +30,7 @@ COUNTED = (
     "data/documents",
     "data/tokens",
     "data/dropped_documents",
-    "data/quarantined_documents",
+    "data/quarantined",
 )
 
 
@@ -166,12 +166,12 @@ def event_values(totals: PrepareTotals) -> dict[str, Any]:
         "data/tokens_per_second": totals.tokens_per_second,
         "data/bytes_per_token": totals.text_bytes / text_tokens if text_tokens else None,
         "data/dropped_documents": sum(totals.dropped_documents.values()),
-        "data/quarantined_documents": sum(totals.quarantined_documents.values()),
+        "data/quarantined": sum(totals.quarantined.values()),
     }
     return {
         **{name: value for name, value in metrics.items() if value is not None},
         "dropped": _by_reason(totals.dropped_documents),
-        "quarantined": _by_reason(totals.quarantined_documents),
+        "quarantined": _by_reason(totals.quarantined),
         "num_files_done": totals.num_files_done,
         "seconds": totals.seconds,
     }

@@ -130,9 +130,9 @@ def prepare_line(totals: PrepareTotals, left_seconds: float | None) -> str:
         f"{format_bytes(totals.text_bytes)}{_at(totals.text_bytes_per_second, 'B/s')}",
         f"{format_count(totals.tokens)} tokens{_at(totals.tokens_per_second, 'tokens/s')}",
     ]
-    for what, counts in _left_out(totals):
+    for what, units, counts in _left_out(totals):
         if counts:
-            parts.append(f"{sum(counts.values()):,} {what}")
+            parts.append(f"{sum(counts.values()):,} {units} {what}")
     if left_seconds:
         parts.append(f"about {format_seconds(left_seconds)} left")
     return ", ".join(parts)
@@ -168,8 +168,8 @@ def prepare_table(
     table.add_row("text", format_bytes(totals.text_bytes), speed)
     speed = _rate(totals.tokens_per_second, "tokens/s")
     table.add_row("tokens", f"{totals.tokens:,}", speed)
-    for what, counts in _left_out(totals):
-        table.add_row(what, f"{sum(counts.values()):,}", "documents")
+    for what, units, counts in _left_out(totals):
+        table.add_row(what, f"{sum(counts.values()):,}", units)
         for reason, number in _reasons(counts, max_reasons):
             table.add_row("", f"{number:,}", Text(reason), style="dim")
     left = "" if left_seconds is None else f"about {format_seconds(left_seconds)} left"
@@ -202,10 +202,11 @@ def _at(rate: float | None, unit: str) -> str:
     return f" at {_rate(rate, unit)}" if rate is not None else ""
 
 
-def _left_out(totals: PrepareTotals) -> list[tuple[str, Mapping[str, int]]]:
+def _left_out(totals: PrepareTotals) -> list[tuple[str, str, Mapping[str, int]]]:
+    """Give what happened to what, and the counts by reason."""
     return [
-        ("dropped", totals.dropped_documents),
-        ("quarantined", totals.quarantined_documents),
+        ("dropped", "documents", totals.dropped_documents),
+        ("quarantined", "documents and files", totals.quarantined),
     ]
 
 

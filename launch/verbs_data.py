@@ -1,15 +1,12 @@
 """The verbs about data: prepare, inspect, verify."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from launch.options import AsJson, DryRun, Overrides, as_tree, load_request
 from launch.verbs_run import RunFile
-
-if TYPE_CHECKING:
-    from pipeline.config.data import DataConfig
 
 DataDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="A prepared directory, or a run directory.")
@@ -31,15 +28,15 @@ def prepare(
 ) -> None:
     """Turn the text of a run into token shards, or find that it has been done."""
     from launch.display import Display
+    from launch.prepare_preview import preview_facts, preview_lines
     from launch.preparing import prepare_shown
     from pipeline.tracking.mlflow_sync import resolve_uri
 
     request = load_request(config, overrides)
     display = Display(as_json=as_json)
     if dry_run:
-        facts = preview(request.run.data)
-        lines = [f"{name:20} {value}" for name, value in facts.items()]
-        display.answer({"data": as_tree(request.run.data), **facts}, lines)
+        facts = preview_facts(request.run.data)
+        display.answer({"data": as_tree(request.run.data), **facts}, preview_lines(facts))
         return
     run = request.run
     uri = resolve_uri(run.output_dir, run.tracking.uri)
@@ -89,40 +86,6 @@ def verify(
     verify_shards(prepared_dir)
     checked = [str(prepared_dir), *verify_checkpoints(directory)]
     Display(as_json=as_json).answer({"verified": checked}, [f"intact: {path}" for path in checked])
-
-
-def preview(data: "DataConfig") -> dict[str, Any]:
-    """Give what preparing would read, with which tokenizer, and where its shards would stand.
-
-    Files are read for their fingerprint; a dataset that has to be downloaded is left alone.
-
-    Raises:
-        DataError: The source or the tokenizer file is missing or empty.
-    """
-    from pipeline.data.plan import fingerprint, plan_recipe
-    from pipeline.data.shards import MANIFEST_NAME
-    from pipeline.data.sources import build_sources, plan_splits
-
-    tokenizer = f"byte-level BPE of {data.tokenizer.vocab_size} entries, trained on the source"
-    if data.tokenizer.path is not None:
-        tokenizer = data.tokenizer.path
-    place = data.source.paths[0] if data.source.paths else None
-    if data.source.kind == "huggingface" and not Path(place or "").exists():
-        named = f"dataset {place}, not downloaded for a dry run"
-        return {"source": named, "tokenizer": tokenizer, "below": str(data.output_dir)}
-    sources = build_sources(data)
-    recipe = plan_recipe(data, sources)
-    pieces = [piece for split in plan_splits(sources) for piece in split.pieces]
-    size = "num_rows" if data.source.kind == "huggingface" else "source_bytes"
-    directory = data.prepared_dir or (data.output_dir or Path()) / fingerprint(recipe)
-    return {
-        "source": data.source.kind if place is None else f"{data.source.kind} {place}",
-        "num_files": len(recipe["contents"]),
-        size: sum(piece.stop - piece.start for piece in pieces),
-        "tokenizer": tokenizer,
-        "directory": str(directory),
-        "is_prepared": (directory / MANIFEST_NAME).exists(),
-    }
 
 
 def verify_checkpoints(directory: Path) -> list[str]:

@@ -130,6 +130,17 @@ def tiny_run(pytestconfig: pytest.Config) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow store; making its tables takes seconds, copying it does not."""
+    from pipeline.tracking.mlflow_client import connected, default_uri
+
+    output_dir = tmp_path_factory.mktemp("store")
+    with connected(default_uri(output_dir), print) as client:
+        client.search_experiments()
+    return output_dir / "mlflow.db"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_is_left(pytestconfig: pytest.Config) -> Iterator[None]:
     root = pytestconfig.stash[ROOT]

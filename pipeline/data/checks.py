@@ -3,9 +3,15 @@
 import math
 from bisect import bisect_right
 
-from pipeline.config.data import MixtureConfig
+from pipeline.config.data import DataConfig, MixtureConfig
 from pipeline.config.schema import RunConfig
-from pipeline.data.mixture import LONGEST_PERIOD_SAMPLES, Mixture, plan_mixture
+from pipeline.data.mixture import (
+    LONGEST_PERIOD_SAMPLES,
+    Mixture,
+    count_tokens,
+    leave_out,
+    plan_mixture,
+)
 from pipeline.data.shards import ShardManifest
 from pipeline.errors import ConfigError, DataError
 
@@ -21,10 +27,12 @@ def check_prepared(run: RunConfig, manifest: ShardManifest) -> None:
         ConfigError: `model.vocab_size` is smaller than the tokenizer's vocabulary, the mixture does
             not fit the shards, or the run would pass over a source too often.
         DataError: The train split holds less than one global batch, the validation split or a mixed
-            source less than one sample, or a shard has ids outside the vocabulary.
+            source less than one sample, a source nothing, or a shard has ids outside the
+            vocabulary.
     """
     run.model.resolved_vocab_size(manifest.vocab_size)
     _check_largest_ids(manifest)
+    _check_sources(run.data, manifest)
     train = run.train
     mixture = plan_mixture(manifest, run.data.mixture, train.sequence_tokens)
     global_batch_samples = train.global_batch_tokens // train.sequence_tokens
@@ -69,6 +77,19 @@ def check_validation_tokens(num_tokens: int, sequence_tokens: int) -> None:
             f"{sequence_tokens + 1} (train.sequence_tokens + 1); raise "
             "data.validation_fraction, give more text or lower train.sequence_tokens"
         )
+
+
+def _check_sources(data: DataConfig, manifest: ShardManifest) -> None:
+    """Refuse a mixture that would lack a source because none of its text became train tokens."""
+    mixture, found = data.mixture, count_tokens(manifest)
+    for name in data.sources:
+        is_wanted = (mixture.weights or mixture.epochs or {}).get(name, 1.0) > 0
+        if is_wanted and name not in found:
+            raise DataError(
+                f"source {name} has no train text in {manifest.directory}: all of its documents "
+                "are held out, dropped or quarantined; give it more text, leave it out with "
+                f"{leave_out(mixture, name)}, or remove data.sources.{name}"
+            )
 
 
 def _check_largest_ids(manifest: ShardManifest) -> None:

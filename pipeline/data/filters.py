@@ -82,20 +82,21 @@ def check_filters(config: CleanConfig) -> None:
         ConfigError: A name is unknown or given twice, an option is unknown, of another type, or for
             a filter that is not on, a package is missing, or a file that a filter needs is.
     """
-    if config.deduplicate == "minhash":
-        _require("rensa", "data.clean.deduplicate=minhash", INSTALL)
     options = _options(config)
-    if not options:
-        return
-    for package in ("datatrove", "spacy", "fasteners"):
-        _require(package, f"data.clean.filters={list(config.filters)}", INSTALL)
+    _require_packages(config)
     for name, values in options.items():
         _check_options(name, _load_class(name), values)
         _check_resources(name, values)
 
 
 def filter_versions(config: CleanConfig) -> dict[str, str]:
-    """Give the versions of the libraries that decide which documents stay, to stand in a recipe."""
+    """Give the versions of the libraries that decide which documents stay, to stand in a recipe.
+
+    Raises:
+        ConfigError: A name is unknown or given twice, or a package is missing.
+    """
+    _options(config)
+    _require_packages(config)
     names = ["datatrove", "spacy"] if config.filters else []
     names += ["rensa"] if config.deduplicate == "minhash" else []
     return {name: version(name) for name in names}
@@ -202,6 +203,13 @@ def _require_file(name: str, url: str, namespace: str, subfolder: str) -> None:
             f"filter {name} needs {url}, which is not on this machine; on every machine that "
             f"prepares, put it at {path} and make an empty file {mark.name} beside it"
         )
+
+
+def _require_packages(config: CleanConfig) -> None:
+    if config.deduplicate == "minhash":
+        _require("rensa", "data.clean.deduplicate=minhash", INSTALL)
+    for package in ("datatrove", "spacy", "fasteners") if config.filters else ():
+        _require(package, f"data.clean.filters={list(config.filters)}", INSTALL)
 
 
 def _require(package: str, wish: str, install: str) -> None:

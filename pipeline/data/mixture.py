@@ -92,7 +92,7 @@ def plan_mixture(manifest: ShardManifest, config: MixtureConfig, sequence_tokens
             raise DataError(
                 f"source {name} has fewer than the {sequence_tokens + 1} train tokens of one "
                 "sample (train.sequence_tokens + 1); give it more text, lower "
-                f"train.sequence_tokens, or leave it out with data.mixture.weights.{name}=0"
+                f"train.sequence_tokens, or leave it out with {leave_out(config, name)}"
             )
     counts = _whole_counts(weights)
     period = spread_evenly(list(counts.values()))
@@ -125,6 +125,12 @@ def count_tokens(manifest: ShardManifest) -> dict[str, int]:
     for shard in manifest.splits["train"].shards:
         tokens[shard.source] = tokens.get(shard.source, 0) + shard.tokens
     return tokens
+
+
+def leave_out(config: MixtureConfig, name: str) -> str:
+    """Give the override that leaves a source out of a mixture."""
+    # Weights have to name every source, passes only those that differ from 1.
+    return f"data.mixture.{'epochs' if config.weights is None else 'weights'}.{name}=0"
 
 
 def spread_evenly(counts: list[int]) -> Int64Array:
@@ -161,7 +167,8 @@ def spread_evenly(counts: list[int]) -> Int64Array:
 def _weights(config: MixtureConfig, sizes: Mapping[str, int]) -> dict[str, Fraction]:
     """Give the positive weights; sources of weight 0 are left out."""
     stated = config.weights if config.weights is not None else (config.epochs or {})
-    unknown = sorted((set(stated) | set(config.max_epochs or {})) - set(sizes))
+    wanted = {name for name, much in {**(config.max_epochs or {}), **stated}.items() if much > 0}
+    unknown = sorted(wanted - set(sizes))
     if unknown:
         raise ConfigError(
             f"data.mixture names {unknown}, of which the prepared shards hold no train text; "

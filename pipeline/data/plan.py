@@ -24,23 +24,37 @@ SOURCE_OPTIONS = {
 """The fields of a source that each kind looks at; the path does not count, the contents do."""
 
 
-def plan_recipe(data: DataConfig, sources: Mapping[str, Source]) -> dict[str, Any]:
+def plan_recipe(
+    data: DataConfig, sources: Mapping[str, Source], versions: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Give everything that decides the token ids: sources and contents, cleaning, tokenizer, split.
 
     The mixture is not part of it, nor what happens at bad input: shards with quarantined input say
     so themselves.
 
+    Args:
+        data: The config.
+        sources: Its sources.
+        versions: As `plan_options` takes them.
+
     Raises:
+        ConfigError: As `plan_options`.
         DataError: A source or the tokenizer file is missing.
     """
-    contents = {name: source.contents() for name, source in sources.items()}
-    return {**plan_options(data), "contents": contents}
+    options = plan_options(data, versions)
+    return {**options, "contents": {name: source.contents() for name, source in sources.items()}}
 
 
-def plan_options(data: DataConfig) -> dict[str, Any]:
+def plan_options(data: DataConfig, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Give the part of the recipe that the config tells by itself.
 
+    Args:
+        data: The config.
+        versions: Of the libraries that cleaned, where that has been done; None takes those that
+            would do it here.
+
     Raises:
+        ConfigError: `versions` is None, and a filter is unknown or its library is not installed.
         DataError: The tokenizer file is missing.
     """
     tokenizer: dict[str, Any] = {
@@ -54,7 +68,7 @@ def plan_options(data: DataConfig) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "sources": {name: _options(source) for name, source in data.named_sources.items()},
-        "clean": _plan_cleaning(data.clean),
+        "clean": _plan_cleaning(data.clean, versions),
         "tokenizer": tokenizer,
         "validation_fraction": data.validation_fraction,
         "max_document_bytes": data.max_document_bytes,
@@ -71,14 +85,14 @@ def _options(config: SourceConfig) -> dict[str, Any]:
     return {"kind": config.kind, **{name: tree[name] for name in SOURCE_OPTIONS[config.kind]}}
 
 
-def _plan_cleaning(clean: CleanConfig) -> dict[str, Any]:
+def _plan_cleaning(clean: CleanConfig, versions: Mapping[str, str] | None) -> dict[str, Any]:
     plan: dict[str, Any] = {"deduplicate": clean.deduplicate}
     if clean.deduplicate == "minhash":
         plan["minhash"] = clean.minhash.model_dump()
     if clean.filters:
         plan |= {"filters": list(clean.filters), "options": clean.options}
-    if versions := filter_versions(clean):
-        plan["versions"] = versions
+    if decisive := filter_versions(clean) if versions is None else versions:
+        plan["versions"] = dict(decisive)
     if clean.keep_dropped:
         plan["keep_dropped"] = True
     return plan

@@ -34,13 +34,13 @@ def prepare(data: DataConfig, on_event: OnEvent = lambda event: None) -> ShardMa
         The manifest of the prepared directory, which stands in `output_dir` under its fingerprint.
 
     Raises:
-        ConfigError: The config names no directory, or a filter that cannot be had.
+        ConfigError: The config names no directory, or a filter that cannot be had here where there
+            is anything to make.
         DataError: The source is unusable, a split would be empty, or a directory that is already
             there does not match the config. Finished splits stay, without a manifest: the next
             call goes on from there.
         LaunchError: The Ray cluster cannot be reached.
     """
-    check_filters(data.clean)
     sources = build_sources(data)
     if data.prepared_dir is not None:
         return _use_prepared(data, data.prepared_dir, sources, on_event)
@@ -49,6 +49,7 @@ def prepare(data: DataConfig, on_event: OnEvent = lambda event: None) -> ShardMa
     recipe = plan_recipe(data, sources)
     directory = data.output_dir / fingerprint(recipe)
     if not (directory / MANIFEST_NAME).exists():
+        check_filters(data.clean)
         with _alone(directory, on_event):
             if not (directory / MANIFEST_NAME).exists():
                 return Preparation(data, recipe, directory, on_event).run()
@@ -75,12 +76,14 @@ def _use_prepared(
     data: DataConfig, directory: Path, sources: dict[str, Source], on_event: OnEvent
 ) -> ShardManifest:
     manifest = load_manifest(directory)
+    # Shards are used as they are, also where the libraries that cleaned are newer, or not there.
+    versions = manifest.recipe.get("clean", {}).get("versions", {})
     try:
-        recipe = plan_recipe(data, sources)
+        recipe = plan_recipe(data, sources, versions)
     except DataError as exc:
         # Shards outlive their source: a run may resume where the text has never been.
         say(on_event, f"the text of {directory} is not compared: {exc}")
-        recipe = {**plan_options(data), "contents": manifest.recipe["contents"]}
+        recipe = {**plan_options(data, versions), "contents": manifest.recipe["contents"]}
     if manifest.recipe != recipe:
         differences = list_differences(manifest.recipe, recipe)
         raise DataError(

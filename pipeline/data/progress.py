@@ -28,8 +28,8 @@ class PrepareTotals:
     """Tokens written, end-of-document tokens included."""
     dropped_documents: Mapping[str, int] = field(default_factory=Counter)
     """Documents left out, by reason."""
-    quarantined_documents: Mapping[str, int] = field(default_factory=Counter)
-    """Documents and files that could not be read, by reason."""
+    quarantined: Mapping[str, int] = field(default_factory=Counter)
+    """Documents, and files left out whole, that could not be read, by reason."""
     seconds: float = 0.0
     """Since the first task of this attempt could start: Ray was up."""
     text_bytes_before: int = 0
@@ -118,7 +118,7 @@ class ProgressCounter:
             text_bytes=self._sums["text_bytes"],
             tokens=self._sums["tokens"],
             dropped_documents=+self._dropped,
-            quarantined_documents=+self._quarantined,
+            quarantined=+self._quarantined,
             seconds=0.0 if self._started is None else now - self._started,
             text_bytes_before=text_bytes,
             tokens_before=tokens,

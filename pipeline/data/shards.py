@@ -291,7 +291,7 @@ def verify_shards(prepared_dir: Path) -> None:
 
 
 def describe_prepared(prepared_dir: Path) -> dict[str, Any]:
-    """Summarise a prepared directory for printing: sizes, vocabulary, drops, shards.
+    """Summarise a prepared directory for printing: sources, sizes, vocabulary, drops, shards.
 
     Raises:
         DataError: As `load_manifest`.
@@ -301,7 +301,9 @@ def describe_prepared(prepared_dir: Path) -> dict[str, Any]:
     return {
         "directory": str(manifest.directory),
         "fingerprint": manifest.fingerprint,
-        "source": manifest.recipe.get("source"),
+        "source_kinds": {
+            name: options["kind"] for name, options in manifest.recipe.get("sources", {}).items()
+        },
         "vocab_size": manifest.vocab_size,
         "dtype": manifest.dtype,
         "end_of_document": manifest.end_of_document,

@@ -73,8 +73,8 @@ METRICS: dict[str, Metric] = {
     "data/dropped_documents": Metric(
         "1", "documents left out by filters and deduplication", axis=SPLITS_DONE
     ),
-    "data/quarantined_documents": Metric(
-        "1", "documents and files that could not be read", axis=SPLITS_DONE
+    "data/quarantined": Metric(
+        "1", "documents, and files left out whole, that could not be read", axis=SPLITS_DONE
     ),
     "source/tokens": Metric("tokens", "tokens of a mixed source trained so far"),
     "source/epochs": Metric("1", "passes over a mixed source so far"),

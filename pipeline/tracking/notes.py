@@ -124,7 +124,7 @@ def describe_data(
         for reason, number in totals.get(what, {}).items()
     ]
     if reasons:
-        parts.append("\n".join(["| left out | reason | documents |", "|---|---|---:|", *reasons]))
+        parts.append("\n".join(["| left out | reason | number |", "|---|---|---:|", *reasons]))
     if attempt > 1:
         parts.append(f"Started {attempt} times; it went on from the splits that were done.")
     parts.append(

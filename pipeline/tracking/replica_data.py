@@ -8,6 +8,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from glob import has_magic
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from pipeline.config.data import DataConfig, SourceConfig
 from pipeline.config.load import RUN_FILE, STUDY_FILE
 from pipeline.tracking.events import Event, read_events, surviving_events
 from pipeline.tracking.notes import describe_data
-from pipeline.tracking.redaction import redact
+from pipeline.tracking.redaction import PLACEHOLDER, redact
 from pipeline.tracking.replica import (
     DIGEST_CHARACTERS,
     Dataset,
@@ -104,7 +106,7 @@ def read_shards(data: DataConfig, fingerprint: str | None) -> Dataset | None:
         name=redact("+".join(_source_names(data))),
         digest=str(digest)[:DIGEST_CHARACTERS],
         context="training",
-        source={"uri": str(prepared_dir or "")},
+        source={"uri": str(prepared_dir)} if prepared_dir else {},
         profile=_profile(manifest or {}),
     )
 
@@ -181,8 +183,9 @@ def _profile(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _left_out(totals: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each reason; what is quarantined is documents, and files left out whole."""
     return [
-        {"what": what, "reason": reason, "documents": number}
+        {"what": what, "reason": reason, "number": number}
         for what in ("dropped", "quarantined")
         for reason, number in totals.get(what, {}).items()
     ]
@@ -193,7 +196,7 @@ def _list_sources(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> list
     datasets = []
     recipe = manifest["recipe"]
     for name, files in recipe["contents"].items():
-        place = facts["places"].get(name, {"source_type": "local", "paths": []})
+        place = facts["places"][name]
         if not 0 < len(files) <= MAX_NAMED_FILES:
             # Made-up words have no file: what they are made from stands in their options.
             described = files or [recipe["sources"][name]]
@@ -226,13 +229,21 @@ def _digest_files(files: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _file_uri(paths: Sequence[str], name: str) -> str:
-    """Give where a file stands, as far as the config tells it: in a directory, or by itself."""
-    for path in paths:
-        if path.endswith(name):
-            return path
-    if len(paths) == 1 and "*" not in paths[0]:
-        return f"{paths[0].rstrip('/')}/{name}"
-    return ", ".join(paths)
+    """Give where a file stands: by itself, in a directory, or below the fixed part of a glob.
+
+    Args:
+        paths: Of its source, without credentials.
+        name: Below the path; of several paths, behind the number of its own (`0000/`).
+    """
+    if len(paths) > 1:
+        number, _, name = name.partition("/")
+        paths = paths[int(number) :]
+    parts = paths[0].rstrip("/").split("/")
+    name = redact(name)
+    if name in (parts[-1], paths[0]):
+        return paths[0]
+    fixed = takewhile(lambda part: not has_magic(part.replace(PLACEHOLDER, "")), parts)
+    return "/".join([*fixed, name])
 
 
 def _place(source: SourceConfig) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _shards_of(replicas: Sequence[Replica]) -> list[Path]:
         for replica in replicas
         for child in replica.children
         for dataset in child.datasets
-        if dataset.source["uri"]
+        if "uri" in dataset.source
     ]
 
 

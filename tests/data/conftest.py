@@ -2,15 +2,19 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 import zstandard
 
+import pipeline
 from pipeline.config.data import DataConfig, SourceConfig, TokenizerConfig
 from pipeline.data.assembly import npy_bytes
 from pipeline.data.ray_surroundings import environment_set
@@ -107,6 +111,28 @@ def make_config() -> Callable[..., DataConfig]:
         )
 
     return make
+
+
+@pytest.fixture
+def run_without_clean(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Run a script where the packages of the `clean` extra are not installed."""
+    packages = tmp_path_factory.mktemp("packages")
+    for package in Path(pydantic.__file__).parents[1].iterdir():
+        if not package.name.startswith(("datatrove", "rensa", "spacy")):
+            (packages / package.name).symlink_to(package)
+    root = Path(pipeline.__file__).parents[1]
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-S", "-c", script],
+            env={"PYTHONPATH": f"{root}:{packages}"},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.data import MixtureConfig
+from pipeline.config.data import DataConfig, MixtureConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.checks import check_prepared
 from pipeline.data.shards import ShardManifest
@@ -74,6 +74,25 @@ def mixed_run(total_samples: int = 400, **mixture: Any) -> RunConfig:
     train = run.train.model_copy(update={"total_tokens": 8 * total_samples})
     data = run.data.model_copy(update={"mixture": MixtureConfig(**mixture)})
     return run.model_copy(update={"train": train, "data": data})
+
+
+@pytest.mark.parametrize("mixture", [{}, {"weights": {"code": 1, "web": 2, "books": 3, "wiki": 4}}])
+def test_a_source_without_train_text_is_refused_until_it_is_left_out(
+    three_sources: ShardManifest, mixture: dict[str, Any]
+) -> None:
+    source = {"kind": "jsonl", "path": "unread.jsonl"}
+    sources = dict.fromkeys(["code", "web", "books", "wiki"], source)
+
+    def named(mixture: dict[str, Any]) -> RunConfig:
+        data = DataConfig.model_validate({"sources": sources, "mixture": mixture})
+        return mixed_run().model_copy(update={"data": data})
+
+    with pytest.raises(DataError, match="source wiki has no train text in .*remove data") as caught:
+        check_prepared(named(mixture), three_sources)
+    ((field, value),) = re.findall(r"data\.mixture\.(\w+)\.wiki=(\d)", str(caught.value))
+    left_out = {field: {**mixture.get(field, {}), "wiki": float(value)}}
+    check_prepared(named(left_out), three_sources)
+    check_prepared(named(left_out | {"max_epochs": {"wiki": 1.0}}), three_sources)
 
 
 WEIGHTS = {"code": 1.0, "web": 1.0, "books": 2.0}

@@ -136,11 +136,13 @@ def test_leaving_out_all_is_refused(make_prepared: Make) -> None:
         mixture(manifest, epochs={"web": 0.0})
 
 
-@pytest.mark.parametrize("fields", [{}, {"weights": {"tiny": 1, "web": 1}}])
+@pytest.mark.parametrize("fields", [{"epochs": {}}, {"weights": {"tiny": 1, "web": 1}}])
 def test_a_source_below_one_sample_is_refused_unless_left_out(
     make_prepared: Make, fields: dict[str, Any]
 ) -> None:
     manifest = make_prepared([[[1] * 4], [[1] * 9]], sources=["tiny", "web"])
-    with pytest.raises(DataError, match="tiny has fewer than the 5 train tokens .* or leave it"):
+    ((field, values),) = fields.items()
+    with pytest.raises(DataError, match="tiny has fewer than the 5 train tokens") as caught:
         mixture(manifest, **fields)
-    assert mixture(manifest, weights={"tiny": 0, "web": 1}).names == ("web",)
+    assert str(caught.value).endswith(f"or leave it out with data.mixture.{field}.tiny=0")
+    assert mixture(manifest, **{field: values | {"tiny": 0}}).names == ("web",)

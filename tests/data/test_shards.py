@@ -14,6 +14,7 @@ from pipeline.data.shards import (
     load_manifest,
     load_token_bytes,
     verify_shards,
+    write_manifest,
 )
 from pipeline.errors import DataError
 
@@ -114,3 +115,11 @@ def test_a_description_counts_without_end_of_document_tokens(make_prepared: Make
     assert described["documents"] == {"train": 2, "validation": 1}
     assert described["bytes_per_token"] == {"train": 5 / 3, "validation": 3 / 2}
     assert described["shards"] == ["train-00000", "validation-00000"]
+
+
+def test_a_description_names_the_sources_and_their_kinds(make_prepared: Make) -> None:
+    sources = {"web": {"kind": "jsonl", "text_column": "text"}, "code": {"kind": "parquet"}}
+    manifest = make_prepared([[[1, 0]]], [[[5, 6, 0]]])
+    write_manifest(manifest.model_copy(update={"recipe": {"sources": sources}}))
+    described = describe_prepared(manifest.directory)
+    assert described["source_kinds"] == {"web": "jsonl", "code": "parquet"}

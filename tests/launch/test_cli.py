@@ -5,7 +5,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -188,10 +191,17 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(cli, tiny_run: Path, tmp_pa
 def test_a_dry_run_of_prepare_says_what_it_would_read_and_where_shards_would_stand(
     cli, tiny_run: Path, tmp_path: Path
 ) -> None:
-    text = write_text(tmp_path / "text", "a.jsonl", '{"text": "one two three"}\n')
-    overrides = [f"data.source.path={text.parent}", f"data.output_dir={tmp_path / 'data'}"]
+    texts = [
+        write_text(tmp_path / "text", name, '{"text": "one two three"}\n' * number)
+        for number, name in enumerate(("a.jsonl", "b.jsonl", "c.jsonl"), start=1)
+    ]
+    place = str(texts[0].parent)
+    overrides = [f"data.source.path={place}", f"data.output_dir={tmp_path / 'data'}"]
     facts = cli("prepare", tiny_run, *overrides, "--dry-run", "--json").tree
-    assert (facts["num_files"], facts["source_bytes"]) == (1, text.stat().st_size)
+    assert facts["sources"] == {
+        "jsonl": {"kind": "jsonl", "paths": [place], "num_files": 3, "file_bytes": 6 * 26}
+    }
+    assert sum(text.stat().st_size for text in texts) == 6 * 26
     assert facts["tokenizer"].startswith("byte-level BPE of 300 entries")
     assert facts["is_prepared"] is False
     assert not (tmp_path / "data").exists()
@@ -202,10 +212,43 @@ def test_a_dry_run_of_prepare_says_what_it_would_read_and_where_shards_would_sta
     assert shown.code == 0
     assert f"{directory}\n" in shown.out
     assert "is_prepared          True" in shown.out
+    assert f"source               jsonl: jsonl {place}, 3 files, 0.2 kB\n" in shown.out
     shown = cli("prepare", tiny_run, f"data.source.path={tmp_path / 'absent'}", "--dry-run")
     assert shown.code == 1
     assert shown.err.startswith("DataError: ")
     assert "absent" in shown.err
+
+
+def test_a_dry_run_of_prepare_shows_every_source_and_contacts_no_hub(cli, tmp_path: Path) -> None:
+    lines = write_text(tmp_path / "web", "a.jsonl", '{"text": "one"}\n')
+    table = tmp_path / "code.parquet"
+    pq.write_table(pa.table({"text": ["two", "three"]}), table)
+    sources: dict[str, Any] = {
+        "web": {"kind": "jsonl", "path": [str(lines), str(tmp_path / "absent.jsonl")]},
+        "code": {"kind": "parquet", "path": str(table)},
+        "made": {"kind": "synthetic"},
+    }
+    run = {"output_dir": str(tmp_path / "out"), "model": {"family": "gpt"}}
+    path = tmp_path / "run.yaml"
+
+    def preview(sources: dict[str, Any]) -> dict[str, Any]:
+        path.write_text(yaml.safe_dump(run | {"data": {"sources": sources}}))
+        return cli("prepare", path, "--dry-run", "--json").tree
+
+    facts = preview(sources)
+    found = {
+        name: (told["num_files"], told["file_bytes"]) for name, told in facts["sources"].items()
+    }
+    assert found == {"web": (2, 16), "code": (1, table.stat().st_size), "made": (0, 0)}
+    assert facts["directory"].startswith(str(tmp_path / "out" / "data"))
+    hub = {"kind": "huggingface", "path": "somebody/stories"}
+    facts = preview(sources | {"hub": hub})
+    assert facts["sources"]["hub"] == {"kind": "huggingface", "paths": ["somebody/stories"]}
+    assert facts["sources"]["code"]["num_files"] == 1
+    assert (facts["below"], "directory" in facts) == (str(tmp_path / "out" / "data"), False)
+    shown = cli("prepare", path, "--dry-run")
+    assert "made: synthetic\n" in shown.out
+    assert "hub: huggingface somebody/stories, not downloaded for a dry run\n" in shown.out
 
 
 @pytest.mark.slow

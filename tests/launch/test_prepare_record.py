@@ -20,7 +20,7 @@ TOTALS = PrepareTotals(
     text_bytes=4000,
     tokens=1010,
     dropped_documents=Counter(empty=2, short=5),
-    quarantined_documents=Counter(invalid_json=1),
+    quarantined=Counter(invalid_json=1),
     seconds=2.0,
 )
 
@@ -55,7 +55,7 @@ def test_counts_rates_and_reasons_are_those_of_the_totals(tmp_path: Path) -> Non
         "data/tokens_per_second": 505.0,
         "data/bytes_per_token": 4.0,
         "data/dropped_documents": 7,
-        "data/quarantined_documents": 1,
+        "data/quarantined": 1,
     }
     assert list(done.values["dropped"].items()) == [("short", 5), ("empty", 2)]
     assert done.values["quarantined"] == {"invalid_json": 1}

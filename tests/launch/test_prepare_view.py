@@ -31,7 +31,7 @@ TOTALS = PrepareTotals(
     text_bytes_before=1_000_000_000,
     tokens_before=200_000_000,
     dropped_documents=Counter({f"reason_{n}": 10 - n for n in range(9)}),
-    quarantined_documents=Counter(invalid_utf8=3),
+    quarantined=Counter(invalid_utf8=2, damaged_archive=1),
     seconds=80.0,
 )
 
@@ -51,7 +51,8 @@ def test_time_left_is_at_the_pace_of_this_attempt() -> None:
 def test_a_line_tells_counts_and_the_rates_of_this_attempt() -> None:
     assert prepare_line(TOTALS, 80.0) == (
         "tokenized 60/100, 1,234,567 documents, 5,000.0 MB at 50.0 MB/s, "
-        "1.2 G tokens at 12.5 M tokens/s, 54 dropped, 3 quarantined, about 80 s left"
+        "1.2 G tokens at 12.5 M tokens/s, 54 documents dropped, "
+        "3 documents and files quarantined, about 80 s left"
     )
 
 
@@ -64,6 +65,7 @@ def test_the_table_fits_and_has_every_reason(width: int) -> None:
     assert ["text", "5,000.0", "MB", "50.0", "MB/s"] in lines
     assert ["tokens", "1,200,000,000", "12.5", "M", "tokens/s"] in lines
     assert ["dropped", "54", "documents"] in lines
+    assert ["quarantined", "3", "documents", "and", "files"] in lines
     assert [[str(10 - n), f"reason_{n}"] in lines for n in range(9)] == [True] * 9
 
 

@@ -136,15 +136,6 @@ class RunDirectory:
         }
 
 
-@pytest.fixture(scope="session")
-def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store; making its tables takes seconds, copying it does not."""
-    output_dir = tmp_path_factory.mktemp("store")
-    with connected(default_uri(output_dir), print) as client:
-        client.search_experiments()
-    return output_dir / "mlflow.db"
-
-
 @pytest.fixture
 def store(tmp_path: Path, migrated_store: Path) -> Iterator[Store]:
     output_dir = tmp_path / "runs"

@@ -16,7 +16,7 @@ from pipeline.tracking.events import EventWriter
 from pipeline.tracking.mlflow_client import default_uri
 from pipeline.tracking.mlflow_sync import resolve_uri, sync
 from pipeline.tracking.replica import Replica, ReplicaRun
-from pipeline.tracking.replica_data import config_facts
+from pipeline.tracking.replica_data import config_facts, read_shards
 from pipeline.tracking.replica_study import plan_replicas
 from tests.tracking.mlflow_store import Store
 
@@ -41,8 +41,10 @@ CONTENTS: dict[str, Any] = {
 class PreparedDirectory:
     """A prepared directory that can be written bit by bit."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, config: DataConfig = CONFIG, contents: dict[str, Any] = CONTENTS
+    ) -> None:
+        self.path, self.config, self.contents = path, config, contents
         path.mkdir(parents=True)
 
     def attempt(self, first: int, last: int, ending: str | None = "finish", **values: Any) -> None:
@@ -52,7 +54,9 @@ class PreparedDirectory:
             1 if not log.exists() else json.loads(log.read_text().splitlines()[-1])["attempt"] + 1
         )
         with EventWriter(log, number) as events:
-            events.write("resume" if first else "start", first, {"config": config_facts(CONFIG)})
+            events.write(
+                "resume" if first else "start", first, {"config": config_facts(self.config)}
+            )
             for step in range(first + 1, last + 1):
                 left_out = {"dropped": {"short": step}, "quarantined": {"invalid_json": 1}}
                 events.write("prepare", step, {"data/tokens": 100.0 * step, **left_out})
@@ -64,7 +68,7 @@ class PreparedDirectory:
         options = {"made": {"kind": "synthetic", "synthetic": {"num_documents": 5}}}
         manifest = {
             "fingerprint": FINGERPRINT,
-            "recipe": {"contents": CONTENTS, "sources": options},
+            "recipe": {"contents": self.contents, "sources": options},
             "vocab_size": 2048,
             "dtype": "uint16",
             "encoder": "fastokens",
@@ -95,7 +99,7 @@ def test_a_run_tells_its_recipe_and_no_credentials(prepared: PreparedDirectory) 
     assert "canary" not in repr(run)
     assert "canary" not in (prepared.path / "events.jsonl").read_text()
     assert json.loads(run.texts["left_out.json"]) == {
-        "columns": ["what", "reason", "documents"],
+        "columns": ["what", "reason", "number"],
         "data": [["dropped", "short", 4], ["quarantined", "invalid_json", 1]],
     }
 
@@ -113,6 +117,39 @@ def test_every_source_is_an_input_with_the_digest_of_its_files(
     assert web.digest == all_of_it[:36]
     assert (made.name, made.source) == ("made", {"uri": "synthetic"})
     assert (shards.digest, shards.context) == (FINGERPRINT, "prepared")
+
+
+@pytest.mark.parametrize(
+    ("path", "names", "uris"),
+    [
+        ("/c/a.txt", ["a.txt"], ["/c/a.txt"]),
+        ("/c/books/", ["x/a.txt"], ["/c/books/x/a.txt"]),
+        ("/c/*/part-?.txt", ["x/part-1.txt"], ["/c/x/part-1.txt"]),
+        ("*.txt", ["a.txt"], ["a.txt"]),
+        ("s3://me:canary@b/c/*.txt", ["a.txt"], ["s3://***@b/c/a.txt"]),
+        (
+            ("/c/a.txt", "/d", "s3://me:canary@b/e/", "s3://me:canary@b/gone.txt"),
+            ["0000/a.txt", "0001/a.txt", "0002/x/b.txt", "0003/s3://me:canary@b/gone.txt"],
+            ["/c/a.txt", "/d/a.txt", "s3://***@b/e/x/b.txt", "s3://***@b/gone.txt"],
+        ),
+    ],
+)
+def test_every_file_is_named_by_where_it_stands(
+    tmp_path: Path, path: str | tuple[str, ...], names: list[str], uris: list[str]
+) -> None:
+    contents = {"text": [{"name": name, "sha256": SHA256} for name in names]}
+    config = DataConfig(source=SourceConfig(kind="text", path=path))
+    prepared = PreparedDirectory(tmp_path / FINGERPRINT, config, contents)
+    prepared.attempt(0, 1)
+    prepared.finish()
+    *files, _ = only(plan_replicas(prepared.path)).datasets
+    assert [file.source for file in files] == [{"uri": uri} for uri in uris]
+
+
+def test_shards_whose_place_is_not_known_have_none() -> None:
+    shards = read_shards(DataConfig(), FINGERPRINT)
+    assert shards is not None
+    assert (shards.digest, shards.source) == (FINGERPRINT, {})
 
 
 @pytest.mark.parametrize(
