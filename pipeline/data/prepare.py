@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pipeline.config.data import DataConfig
 from pipeline.data.assembly import list_differences, summarise
 from pipeline.data.filters import check_filters
+from pipeline.data.ledger import WORK_DIR, close_ledger
 from pipeline.data.plan import fingerprint, plan_options, plan_recipe
 from pipeline.data.preparation import Preparation
 from pipeline.data.progress import OnEvent, say
@@ -68,6 +69,10 @@ def _reuse(
     _check_quarantine(data, manifest)
     for name in get_args(SplitName):
         ShardSet(manifest, name)
+    if (directory / WORK_DIR).exists():
+        # The call that wrote the manifest was killed before it could clear up.
+        with _alone(directory, on_event):
+            close_ledger(directory)
     say(on_event, f"reusing {summarise(manifest)}")
     return manifest
 
