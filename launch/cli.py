@@ -43,6 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
     except PipelineError as exc:
         sys.stdout.flush()
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
+        print(f"{exc.kind}: {exc}", file=sys.stderr, flush=True)
         return exc.exit_code
     return 0

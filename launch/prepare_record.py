@@ -189,7 +189,8 @@ def _by_reason(counts: Mapping[str, int]) -> dict[str, int]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    return redact(f"{type(error).__name__}: {error}")[:MAX_REASON_CHARACTERS]
+    kind = error.kind if isinstance(error, PipelineError) else type(error).__name__
+    return redact(f"{kind}: {error}")[:MAX_REASON_CHARACTERS]
 
 
 def _send_once(directory: Path, uri: str, on_event: Callable[[str], None]) -> str | None:

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_rank(options.run.absolute(), options.stop_after_steps)
     except PipelineError as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
+        print(f"{exc.kind}: {exc}", file=sys.stderr, flush=True)
         return exc.exit_code
     return 0
 

@@ -17,6 +17,11 @@ class PipelineError(Exception):
 
     exit_code = 1
 
+    @property
+    def kind(self) -> str:
+        """Name of the class of this tree that it belongs to; modules derive narrower ones."""
+        return next(c.__name__ for c in type(self).__mro__ if c.__module__ == __name__)
+
 
 class ConfigError(PipelineError):
     """A config has an unknown key, an illegal value, or two values that contradict each other."""

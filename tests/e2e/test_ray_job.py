@@ -26,7 +26,7 @@ TINY = [
     "base.train.sequence_tokens=32",
     "base.train.micro_batch_samples=4",
     "base.train.global_batch_tokens=256",
-    "base.train.total_tokens=25600",
+    "base.train.total_tokens=76800",
     "base.data.tokenizer.vocab_size=300",
     "base.eval.every_steps=null",
     "base.eval.max_tokens=4096",
@@ -129,8 +129,8 @@ def test_a_submitted_study_leaves_results_report_and_mlflow_behind(
     study = tmp_path / "quickstart"
     runs = {record.result.family: record.result for record in read_runs(study)}
     assert {family: (run.steps, run.world_size) for family, run in runs.items()} == {
-        "gpt": (100, 2),
-        "lstm_attention": (100, 2),
+        "gpt": (300, 2),
+        "lstm_attention": (300, 2),
     }
     assert [probe.world_size for probe in read_probes(study)] == [2]
     assert json.loads((study / "result.json").read_text())["status"] == "complete"
