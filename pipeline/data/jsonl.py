@@ -10,10 +10,16 @@ from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
 from pipeline.data.sources import SPLIT_BYTES, file_pieces
 from pipeline.data.storage import describe_contents, find_all
-from pipeline.data.text_files import Line, LongLine, read_chunks, split_lines, where_of
+from pipeline.data.text_files import (
+    BYTE_ORDER_MARK,
+    Line,
+    LongLine,
+    read_chunks,
+    split_lines,
+    where_of,
+)
 
 SUFFIXES = (".jsonl", ".ndjson", ".json")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ESCAPED_RATIO = 3
 """JSON may spell each letter of two bytes as an escape of six."""
 OTHER_FIELDS_BYTES = 1 << 20

@@ -8,10 +8,16 @@ from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
 from pipeline.data.sources import SPLIT_BYTES, file_pieces
 from pipeline.data.storage import describe_contents, find_all
-from pipeline.data.text_files import Line, LongLine, read_chunks, split_lines, where_of
+from pipeline.data.text_files import (
+    BYTE_ORDER_MARK,
+    Line,
+    LongLine,
+    read_chunks,
+    split_lines,
+    where_of,
+)
 
 SUFFIXES = (".txt", ".text", ".md")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class TextSource:

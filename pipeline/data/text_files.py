@@ -17,6 +17,8 @@ from pipeline.data.storage import COMPRESSED_SUFFIXES, SourceFile
 from pipeline.data.streams import ByteStream, open_binary
 
 CHUNK_BYTES = 1 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""At the start of a file, where it is not part of the text."""
 ZSTD_CHUNK_BYTES = 1 << 14
 """Kept small because zstd can expand its input some 30,000 times in one call."""
 LARGEST_WINDOW_BYTES = 1 << 31
