@@ -7,11 +7,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.layers import INIT_STD
+
 ROTARY_BASE = 10_000.0
 """Ratio of the slowest to the fastest rotation. Source: Su et al. 2021, section 3.2.2."""
-
-INIT_STD = 0.02
-"""Standard deviation of matrices at the start. Source: Radford et al. 2019, GPT-2 code."""
 
 
 class CausalAttention(nn.Module):

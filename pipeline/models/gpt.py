@@ -10,10 +10,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config.model import GptConfig
-from pipeline.models.attention import INIT_STD, CausalAttention, rotary_table
-from pipeline.models.base import FeedForward, LanguageModel, build_norm, residual_scale
+from pipeline.config.gpt import GptConfig
+from pipeline.models.attention import CausalAttention, rotary_table
+from pipeline.models.base import LanguageModel
 from pipeline.models.documents import Borders
+from pipeline.models.layers import INIT_STD, FeedForward, build_norm, residual_scale
 
 
 class GptBlock(nn.Module):

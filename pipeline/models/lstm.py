@@ -9,10 +9,11 @@ from typing import cast
 from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from pipeline.config.model import LstmConfig
-from pipeline.models.attention import INIT_STD, CausalAttention
-from pipeline.models.base import FeedForward, LanguageModel, build_norm, residual_scale
+from pipeline.config.lstm import LstmConfig
+from pipeline.models.attention import CausalAttention
+from pipeline.models.base import LanguageModel
 from pipeline.models.documents import Borders, Segments
+from pipeline.models.layers import INIT_STD, FeedForward, build_norm, residual_scale
 
 
 class SegmentedLstm(nn.LSTM):

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.model import GptConfig, ModelConfig
+from pipeline.config.gpt import GptConfig
+from pipeline.config.model import ModelConfig
 from pipeline.config.study import MatchConfig
 from pipeline.errors import ConfigError
 

@@ -14,7 +14,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config.model import GptConfig, LstmConfig, ModelConfig, mean_attended_tokens
+from pipeline.config.gpt import GptConfig
+from pipeline.config.lstm import LstmConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.model_base import mean_attended_tokens
 from pipeline.models import build_model
 from pipeline.models.lstm import LstmAttentionLM
 

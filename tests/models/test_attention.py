@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config.model import mean_attended_tokens
+from pipeline.config.model_base import mean_attended_tokens
 from pipeline.models.attention import CausalAttention, rotary_table, rotate, window_mask
 
 CPU = torch.device("cpu")

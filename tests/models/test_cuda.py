@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from pipeline.config.model import GptConfig, LstmConfig, ModelConfig
+from pipeline.config.gpt import GptConfig
+from pipeline.config.lstm import LstmConfig
+from pipeline.config.model import ModelConfig
 from pipeline.models import build_model
 
 pytestmark = pytest.mark.gpu

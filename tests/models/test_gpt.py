@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config.model import GptConfig
+from pipeline.config.gpt import GptConfig
 from pipeline.models import build_model
-from pipeline.models.base import FeedForward
 from pipeline.models.gpt import GptLM
+from pipeline.models.layers import FeedForward
 
 WIDTH, HEADS, TOKENS = 12, 2, 9
 

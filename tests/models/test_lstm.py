@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.model import LstmConfig
+from pipeline.config.lstm import LstmConfig
 from pipeline.models import build_model
 from pipeline.models.documents import Borders
 from pipeline.models.lstm import LstmAttentionLM, initialize_lstm

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.gpt import GptConfig
 from pipeline.config.load import build_run
-from pipeline.config.model import GptConfig
 from pipeline.config.study import StudyConfig
 from pipeline.study.estimate import (
     NOMINAL_FLOPS_PER_SECOND,

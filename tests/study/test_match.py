@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.model import GptConfig, LstmConfig
+from pipeline.config.gpt import GptConfig
+from pipeline.config.lstm import LstmConfig
 from pipeline.config.study import MatchConfig
 from pipeline.errors import ConfigError
 from pipeline.models import build_model

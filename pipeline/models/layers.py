@@ -1,0 +1,61 @@
+"""Layers that both families are built of: feed-forward and normalisation.
+
+Shapes: `B` batch, `T` time, `D` model, `F` feed-forward.
+"""
+
+import math
+
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config.model_base import ModelBase
+
+INIT_STD = 0.02
+"""Standard deviation of matrices at the start. Source: Radford et al. 2019, GPT-2 code."""
+
+NORM_EPSILON = 1e-5
+"""Added to the mean square. Stated, because torch's own default differs between the two kinds.
+Source: Touvron et al. 2023, released code."""
+
+
+class FeedForward(nn.Module):
+    """Two matrices with GELU, or three with SwiGLU, without biases."""
+
+    def __init__(self, config: ModelBase) -> None:
+        super().__init__()
+        hidden = config.resolved_feed_forward_width
+        self.is_gated = config.activation == "swiglu"
+        self.up = nn.Linear(config.width, 2 * hidden if self.is_gated else hidden, bias=False)
+        self.down = nn.Linear(hidden, config.width, bias=False)
+
+    def initialize(self, generator: Generator, residual_scale: float) -> None:
+        """Draw the matrices; the one that writes to the residual stream is scaled down."""
+        nn.init.normal_(self.up.weight, std=INIT_STD, generator=generator)
+        nn.init.normal_(self.down.weight, std=INIT_STD * residual_scale, generator=generator)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Give the transformed input, to be added to the residual stream.
+
+        Source: Shazeer 2020, section 2 (SwiGLU); Hendrycks and Gimpel 2016 (GELU).
+        """
+        if self.is_gated:
+            gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=2)
+            hidden_BTF = F.silu(gate_BTF) * value_BTF
+        else:
+            hidden_BTF = F.gelu(self.up(x_BTD))
+        y_BTD: Tensor = self.down(hidden_BTF)
+        return y_BTD
+
+
+def build_norm(config: ModelBase) -> nn.RMSNorm | nn.LayerNorm:
+    """Build one normalisation of the model's width."""
+    kind = nn.RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
+    return kind(config.width, eps=NORM_EPSILON)
+
+
+def residual_scale(num_layers: int) -> float:
+    """Give the factor on matrices that write to the residual stream, of which there are 2 a layer.
+
+    Source: Radford et al. 2019, section 2.3.
+    """
+    return 1 / math.sqrt(2 * num_layers)
