@@ -15,16 +15,36 @@ class Document:
     """One text with the id that decides its split."""
 
     id: str
-    text: str
+    parts: tuple[str, ...]
+    """The text; a long one in several parts, so that it need not be held as one."""
     source: str
     """Name of the file or dataset that it stands in."""
     has_given_id: bool = False
     """Whether the source gave the id; a made one cannot stand twice."""
 
     @property
-    def num_bytes(self) -> int:
-        """UTF-8 bytes of the text."""
-        return utf8_bytes(self.text)
+    def text(self) -> str:
+        """The whole text; of a long one a copy."""
+        return self.parts[0] if len(self.parts) == 1 else "".join(self.parts)
+
+    @property
+    def num_characters(self) -> int:
+        """Characters of the text."""
+        return sum(map(len, self.parts))
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether the text is empty or whitespace alone."""
+        return all(not part or part.isspace() for part in self.parts)
+
+    def beginning(self, num_characters: int) -> str:
+        """Give the first characters, as many as there are of so many."""
+        taken = ""
+        for part in self.parts:
+            taken += part[: num_characters - len(taken)]
+            if len(taken) == num_characters:
+                break
+        return taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,17 +144,18 @@ def check_document(text: object, given_id: object, place: Place, limit_bytes: in
     """Make a document of what a record holds, or say why it is none.
 
     Args:
-        text: What stands in the text field.
+        text: What stands in the text field; a long text may come as a tuple of its parts.
         given_id: What stands in the id field; None makes an id.
         place: Where the record stands.
         limit_bytes: UTF-8 bytes of the longest document.
     """
-    if not isinstance(text, str):
+    parts = text if isinstance(text, tuple) else (text,)
+    if not all(isinstance(part, str) for part in parts):
         detail = f"{place.field} holds a {type(text).__name__}, not text".lstrip()
         reason = "no_text" if text is None else "not_text"
         return BadRecord(reason=reason, where=place.where(), detail=detail)
     try:
-        num_bytes = utf8_bytes(text)
+        num_bytes = sum(map(utf8_bytes, parts))
     except UnicodeEncodeError:
         detail = f"{place.field} holds half of a surrogate pair, which is not text".lstrip()
         return BadRecord(reason="lone_surrogate", where=place.where(), detail=detail)
@@ -142,7 +163,7 @@ def check_document(text: object, given_id: object, place: Place, limit_bytes: in
         return too_large(place.where(), num_bytes, limit_bytes)
     return Document(
         id=made_id(place.source, place.ordinal) if given_id is None else str(given_id),
-        text=text,
+        parts=parts,
         source=place.source,
         has_given_id=given_id is not None,
     )

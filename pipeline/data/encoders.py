@@ -4,7 +4,7 @@
 fast. Which of them encodes is decided in `encoder_choice`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -36,6 +36,10 @@ class Encoder(Protocol):
         """
         ...
 
+    def encode_parts(self, parts: Iterable[str]) -> Iterator[UInt32Array]:
+        """Encode one text that comes in parts; joined, what is yielded are its ids."""
+        ...
+
 
 class ReferenceEncoder:
     """Encodes with `tokenizers`."""
@@ -48,6 +52,10 @@ class ReferenceEncoder:
         """Encode texts; see `Encoder`."""
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return _join([np.array(encoding.ids, dtype=np.uint32) for encoding in encodings])
+
+    def encode_parts(self, parts: Iterable[str]) -> Iterator[UInt32Array]:
+        """Encode one text as a whole; see `Encoder`."""
+        yield self.encode(["".join(parts)])[0]
 
 
 class FastEncoder:
@@ -71,6 +79,10 @@ class FastEncoder:
                 for text in texts
             ]
         )
+
+    def encode_parts(self, parts: Iterable[str]) -> Iterator[UInt32Array]:
+        """Encode one text as a whole; see `Encoder`."""
+        yield self.encode(["".join(parts)])[0]
 
     def _encode(self, texts: Sequence[str]) -> tuple[UInt32Array, Int64Array]:
         ids, offsets = self._tokenizer.encode_batch_flat(
@@ -96,10 +108,15 @@ class PiecewiseEncoder:
         ids = bytearray()
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         for i, text in enumerate(texts):
-            for piece in cut_exactly(text, self._piece_characters):
-                ids += self._encoder.encode([piece])[0].data
+            for piece_ids in self.encode_parts([text]):
+                ids += piece_ids.data
             offsets[i + 1] = len(ids) // np.dtype(np.uint32).itemsize
         return np.frombuffer(ids, np.uint32), offsets
+
+    def encode_parts(self, parts: Iterable[str]) -> Iterator[UInt32Array]:
+        """Encode one text; see `Encoder`."""
+        for piece in cut_exactly(parts, self._piece_characters):
+            yield self._encoder.encode([piece])[0]
 
 
 @lru_cache(maxsize=2)

@@ -24,7 +24,7 @@ for the tokenizers that `cuts_are_exact` accepts, because nothing in them looks 
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 PIECE_CHARACTERS = 1 << 20
@@ -114,13 +114,22 @@ def _stays_aside(token: dict[str, Any], special_tokens_in_text: bool) -> bool:
     return not (is_found and (token["lstrip"] or token["rstrip"] or token["single_word"]))
 
 
-def cut_exactly(text: str, piece_characters: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Yield the pieces of a text, each ending at the first cut behind `piece_characters`."""
-    start = 0
-    while len(text) - start > piece_characters:
-        found = CUT.search(text, start + piece_characters - 1)
-        if found is None:
-            break
-        yield text[start : found.end()]
-        start = found.end()
-    yield text[start:]
+def cut_exactly(parts: Iterable[str], piece_characters: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Yield the pieces of a text, each ending at the first cut behind `piece_characters`.
+
+    Args:
+        parts: The text, whole or in parts, which may end anywhere.
+        piece_characters: Size of a piece, about.
+    """
+    text = ""
+    for part in parts:
+        text, start = text + part, 0
+        while len(text) - start > piece_characters:
+            found = CUT.search(text, start + piece_characters - 1)
+            if found is None:
+                break
+            yield text[start : found.end()]
+            start = found.end()
+        text = text[start:]
+    if text:
+        yield text

@@ -1,5 +1,6 @@
 """The JSON lines source: a document is an object with a text field on a line of its own."""
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ import orjson
 
 from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
+from pipeline.data.long_texts import LONG_BYTES, decode_parts, json_fields, json_string_parts
 from pipeline.data.sources import SPLIT_BYTES, file_pieces
 from pipeline.data.storage import describe_contents, find_all
 from pipeline.data.text_files import (
@@ -87,7 +89,7 @@ def read_jsonl(
             line = line.removeprefix(BYTE_ORDER_MARK)
         if not line or line.isspace():
             continue
-        parsed = _parse(line, text_column, place)
+        parsed = _parse(line, text_column, id_column, place)
         # No name may hold a long text while the next line is read.
         del line
         if isinstance(parsed, BadRecord):
@@ -100,8 +102,28 @@ def read_jsonl(
         del record
 
 
-def _parse(line: Line, text_column: str, place: Place) -> dict[str, Any] | BadRecord:
+def _parse_long(line: Line, text_column: str, id_column: str | None) -> dict[str, Any] | None:
+    """Give text, in parts, and id of a long line; None where it has to be parsed as a whole."""
+    fields = json_fields(line)
+    if fields is None or id_column == text_column:
+        return None
+    if bytes(fields.get(text_column, b"")[:1]) != b'"':
+        return None
+    try:
+        parsed: dict[str, Any] = {text_column: tuple(json_string_parts(fields[text_column]))}
+        if id_column is not None and id_column in fields:
+            parsed[id_column] = orjson.loads(fields[id_column])
+    except orjson.JSONDecodeError:
+        return None
+    return parsed
+
+
+def _parse(
+    line: Line, text_column: str, id_column: str | None, place: Place
+) -> dict[str, Any] | BadRecord:
     """Give the object on a line that has the text field, or what is wrong."""
+    if len(line) > LONG_BYTES and (long := _parse_long(line, text_column, id_column)) is not None:
+        return long
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
@@ -120,7 +142,7 @@ def _parse(line: Line, text_column: str, place: Place) -> dict[str, Any] | BadRe
 def _explain(line: Line, exc: orjson.JSONDecodeError) -> tuple[str, str]:
     """Give the reason and the detail of a line that is no JSON."""
     try:
-        line.decode()
+        deque(decode_parts(line), maxlen=0)
     except UnicodeDecodeError as undecodable:
         return "not_utf8", f"not UTF-8 text: {undecodable.reason}"
     if "surrogate" in str(exc):

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.config.data import DataConfig
 from pipeline.data.documents import BadFile, Document, utf8_bytes
-from pipeline.data.encoder_choice import EncoderCheck, EncoderMismatch
+from pipeline.data.encoder_choice import CHECKED_FILE_CHARACTERS, EncoderCheck, EncoderMismatch
 from pipeline.data.encoders import REFERENCE, Encoder, build_encoder
 from pipeline.data.filters import build_cleaner
 from pipeline.data.identities import IdentityWriter
@@ -117,9 +117,12 @@ def _attempt(
             for name in get_args(SplitName)
         }
         documents = _checked(identities.noting(reader.documents()), check)
-        for name, texts in sorter.batches(documents):
-            num_without_tokens += _encode_into(writers[name], encoder, texts, job)
-            del texts  # no name may hold a long text while the next one is read
+        for name, batch in sorter.batches(documents):
+            if isinstance(batch, list):
+                num_without_tokens += _encode_into(writers[name], encoder, batch, job)
+            else:
+                num_without_tokens += _encode_long_into(writers[name], encoder, batch, job)
+            del batch  # no name may hold a long text while the next one is read
         for name, writer in writers.items():
             if (record := writer.finish(split.source, encoder_name, ranges)) is not None:
                 shards[name] = record
@@ -191,21 +194,29 @@ class _Sorter:
         default_factory=lambda: {name: [] for name in get_args(SplitName)}
     )
 
-    def batches(self, documents: Iterable[Document]) -> Iterator[tuple[SplitName, list[str]]]:
+    def batches(
+        self, documents: Iterable[Document]
+    ) -> Iterator[tuple[SplitName, list[str] | tuple[str, ...]]]:
+        """Yield texts in lists, and a long one by itself as the tuple of its parts."""
         characters = dict.fromkeys(self._waiting, 0)
         for document in documents:
             fraction = hash_fraction(document.id)
             self.smallest_hash = min(self.smallest_hash, fraction)
             self.largest_hash = max(self.largest_hash, fraction)
             name: SplitName = "validation" if fraction < self.validation_fraction else "train"
-            texts = self._waiting[name]
-            texts.append(document.text)
-            characters[name] += len(document.text)
+            texts, parts = self._waiting[name], document.parts
+            characters[name] += document.num_characters
             del document
-            if len(texts) == BATCH_DOCUMENTS or characters[name] >= BATCH_CHARACTERS:
+            if len(parts) == 1:
+                texts.append(parts[0])
+            is_full = len(texts) == BATCH_DOCUMENTS or characters[name] >= BATCH_CHARACTERS
+            if is_full or len(parts) != 1:
                 self._waiting[name], characters[name] = [], 0
-                yield name, texts
-            del texts
+                if texts:
+                    yield name, texts
+                if len(parts) != 1:
+                    yield name, parts
+            del texts, parts
         yield from ((name, texts) for name, texts in self._waiting.items() if texts)
 
 
@@ -218,7 +229,7 @@ def _checked(
         EncoderMismatch: They differ.
     """
     for _, document in documents:
-        check.check(document.source, document.id, document.text)
+        check.check(document.source, document.id, document.beginning(CHECKED_FILE_CHARACTERS))
         yield document
         del document  # no name may hold a long text while the next one is read
 
@@ -237,6 +248,21 @@ def _encode_into(writer: ShardWriter, encoder: Encoder, texts: list[str], job: S
     text_bytes = sum(utf8_bytes(t) for t, keep in zip(texts, kept, strict=True) if keep)
     writer.add(lengths[kept] + 1, text_bytes)
     return int((~kept).sum())
+
+
+def _encode_long_into(
+    writer: ShardWriter, encoder: Encoder, parts: tuple[str, ...], job: ShardJob
+) -> int:
+    """Append one long document piece by piece; give 1 where it had no tokens."""
+    length = 0
+    for ids in encoder.encode_parts(parts):
+        if len(ids):
+            writer.write(ids.astype(little_endian(job.dtype)))
+        length += len(ids)
+    if length:
+        writer.write(np.array([job.end_of_document_id], dtype=little_endian(job.dtype)))
+        writer.add(np.array([length + 1]), sum(map(utf8_bytes, parts)))
+    return int(length == 0)
 
 
 def _positive(counts: Counter[str]) -> dict[str, int]:

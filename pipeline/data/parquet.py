@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadFile, BadRecord, Piece, Place, Record, check_document
+from pipeline.data.long_texts import LONG_BYTES, decode_parts
 from pipeline.data.sources import SPLIT_BYTES, whole_piece
 from pipeline.data.storage import SourceFile, describe_contents, find_all
 from pipeline.data.streams import ByteStream, open_binary
@@ -66,15 +67,15 @@ class ParquetSource:
             ids = batch.column(1) if len(names) > 1 else None
             for i in range(batch.num_rows):
                 given = None if ids is None else ids[i]
-                yield self._record(texts[i].as_py(), given, piece, row + i)
+                yield self._record(texts[i].as_buffer(), given, piece, row + i)
             row += batch.num_rows
 
-    def _record(self, data: bytes | None, given: Any, piece: Piece, row: int) -> Record:
+    def _record(self, data: Any, given: Any, piece: Piece, row: int) -> Record:
         field = f"column {self._config.text_column!r}"
         where = f"{piece.path}, row {row}"
         read = field
         try:
-            text = None if data is None else data.decode()
+            text = None if data is None else _decode(memoryview(data))
             read = f"column {self._config.id_column!r}"
             given = None if given is None else given.as_py()
         except UnicodeDecodeError as exc:
@@ -127,6 +128,10 @@ def _open_parquet(stream: ByteStream) -> Any:
     return pq.ParquetFile(
         stream, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
     )
+
+
+def _decode(data: memoryview) -> str | tuple[str, ...]:
+    return str(data, "utf-8") if len(data) <= LONG_BYTES else tuple(decode_parts(data))
 
 
 def _flawed(file: SourceFile, error: BadFile) -> Piece:

@@ -6,6 +6,7 @@ from functools import partial
 
 from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
+from pipeline.data.long_texts import LONG_BYTES, decode_parts
 from pipeline.data.sources import SPLIT_BYTES, file_pieces
 from pipeline.data.storage import describe_contents, find_all
 from pipeline.data.text_files import (
@@ -149,7 +150,7 @@ def _decode(data: Line, piece: Piece, begin: int, first_line: int, limit_bytes: 
     if begin == 0 and data.startswith(BYTE_ORDER_MARK):
         data = data.removeprefix(BYTE_ORDER_MARK)
     try:
-        text = data.decode()
+        text = data.decode() if len(data) <= LONG_BYTES else tuple(decode_parts(data))
     except UnicodeDecodeError as exc:
         where = where_of(piece, first_line + data.count(b"\n", 0, exc.start))
         detail = f"not UTF-8 text: {exc.reason}"

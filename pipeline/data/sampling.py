@@ -57,8 +57,8 @@ def _documents(data: DataConfig, source: Source, split: Split) -> Iterator[Docum
 
 def _head(documents: Iterable[Document], num_characters: int) -> Iterator[Document]:
     for document in documents:
-        text = document.text[:num_characters]
-        yield Document(id=document.id, text=text, source=document.source)
-        num_characters -= len(document.text)
+        text = document.beginning(num_characters)
+        yield Document(id=document.id, parts=(text,), source=document.source)
+        num_characters -= len(text)
         if num_characters <= 0:
             return

@@ -138,18 +138,17 @@ class SplitReader:
                 detail = f"the id {record.id!r} has been given before"
                 self._quarantine(BadRecord(reason=reason, where=where, detail=detail), aside)
                 continue
-            if not record.text or record.text.isspace():
+            kept = record
+            if record.is_blank:
                 reason = "empty"
-            text = record.text
             if reason is None and self._cleaner is not None:
-                cleaned = self._cleaner.clean(text)
-                text, reason = cleaned.text, cleaned.reason
+                cleaned = self._cleaner.clean(record.text)
+                kept, reason = replace(record, parts=(cleaned.text,)), cleaned.reason
             if reason is not None:
                 self.counts.dropped[reason] += 1
                 aside.drop(record, reason)
                 continue
-            kept = record if text is record.text else replace(record, text=text)
-            del record, text
+            del record
             yield (number, ordinal), kept
             del kept  # no name may hold a long text while the next one is read
 

@@ -49,7 +49,7 @@ class SyntheticSource:
         cumulative = np.cumsum(shares / shares.sum())
         for number in range(piece.start, piece.stop):
             text = make_text(self._config, number, words, cumulative)
-            yield Document(id=f"{NAME}-{number}", text=text, source=NAME)
+            yield Document(id=f"{NAME}-{number}", parts=(text,), source=NAME)
 
 
 def make_text(

@@ -117,7 +117,11 @@ def run_bare(tokenizer: Path, source: Path, output: Path) -> None:
 
 
 def run_tandem(tokenizer: Path, source: Path, output: Path) -> None:
-    """`prepare` with Ray up: first the tiny corpus, then every variant; prints what it took."""
+    """`prepare` with Ray up; prints what each corpus took.
+
+    The tiny corpus and the one without repeats come first and start Ray's workers; the tiny one
+    comes a second time, as `start`, and is what a `prepare` takes before and after its work.
+    """
     from pipeline.config.data import DataConfig, SourceConfig, TokenizerConfig
     from pipeline.data.prepare import prepare
     from pipeline.data.progress import PrepareEvent
@@ -132,16 +136,18 @@ def run_tandem(tokenizer: Path, source: Path, output: Path) -> None:
     started = time.perf_counter()
     with ray_session(num_cpus=NUM_PROCESSES):
         report: dict[str, Any] = {"ray_start_seconds": time.perf_counter() - started}
-        for variant in sorted(source.iterdir(), key=lambda path: (path.name != "tiny", path.name)):
+        repeated = {path.name for path in source.iterdir()} - {"tiny", "once"}
+        corpora = {"tiny": "tiny", "once": "once", "start": "tiny"}
+        for name, corpus in (corpora | {name: name for name in sorted(repeated)}).items():
             config = DataConfig(
-                source=SourceConfig(kind="jsonl", path=str(variant)),
+                source=SourceConfig(kind="jsonl", path=str(source / corpus)),
                 tokenizer=TokenizerConfig(path=str(tokenizer)),
-                validation_fraction=0.5 if variant.name == "tiny" else VALIDATION_FRACTION,
-                output_dir=output / variant.name,
+                validation_fraction=0.5 if corpus == "tiny" else VALIDATION_FRACTION,
+                output_dir=output / name,
             )
             started = time.perf_counter()
             manifest = prepare(config, on_event)
-            report[variant.name] = {
+            report[name] = {
                 "seconds": time.perf_counter() - started,
                 "task_seconds": task_seconds,
                 "text_bytes": sum(split.text_bytes for split in manifest.splits.values()),

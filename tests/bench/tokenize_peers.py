@@ -11,9 +11,10 @@ as zstd; the peers read it once, as plain files. Megatron's new `preprocess_data
 gigatoken, is shown beside them on the repeated corpus in one plain file; no target names it.
 Everything runs in fresh processes, interleaved over the repeats, on two cores, from page cache.
 
-What is counted. Peers and bare: the whole command less the same command on eight short documents,
-so without their start. Ours: the whole of `prepare` with Ray up, nothing subtracted; the start of
-Ray and a `prepare` of the eight documents stand beside it. So every choice is in their favour.
+What is counted. Of every contender the whole of its work less the same on eight short documents, so
+without its start. Peers and bare: the whole command. Ours: `prepare` with Ray and its workers up;
+what Ray, the first `prepare` and a later one take to start stands beside it, and so does the rate
+with the start of `prepare` left in.
 
 Then the ids of every document of every contender are compared with those of `tokenizers`, and our
 shards byte by byte with those that Megatron writes from the same documents. The exit code is 1
@@ -205,10 +206,12 @@ def gather(bench: Bench, present: list[str], differing: dict[str, int]) -> dict[
         assert all(report[name]["text_bytes"] == corpus.text_bytes for report in reports)
         results[f"tandem/{name}"] = Result(
             text_bytes=corpus.text_bytes,
-            seconds=Spread.of([report[name]["seconds"] for report in reports]),
-            start_seconds=Spread.of([report["ray_start_seconds"] for report in reports]),
-            tiny_seconds=Spread.of([report["tiny"]["seconds"] for report in reports]),
-            task_seconds=Spread.of([report[name]["task_seconds"] for report in reports]),
+            seconds=Spread.of([r[name]["seconds"] - r["start"]["seconds"] for r in reports]),
+            start_seconds=Spread.of([r["start"]["seconds"] for r in reports]),
+            whole_seconds=Spread.of([r[name]["seconds"] for r in reports]),
+            task_seconds=Spread.of([r[name]["task_seconds"] for r in reports]),
+            ray_seconds=Spread.of([r["ray_start_seconds"] for r in reports]),
+            first_seconds=Spread.of([r["tiny"]["seconds"] for r in reports]),
             differing_documents=differing[f"tandem/{name}"],
         )
     return results

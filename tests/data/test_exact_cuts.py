@@ -146,7 +146,7 @@ def test_special_tokens_in_text_stand_in_pieces_as_in_the_whole(encoder: type[En
 
 def test_both_kinds_of_cut_are_made_and_nothing_is_lost() -> None:
     text = "ab cd  ef\ngh\n\nij\n kl.\nmn\u3002\n\u4e2d\n\u6587 \U0001f44d op"
-    pieces = list(cut_exactly(text, 1))
+    pieces = list(cut_exactly([text], 1))
     assert pieces == [
         *["ab", " cd", "  ef\n", "gh\n\nij\n kl.\n", "mn\u3002\n\u4e2d\n"],
         "\u6587",
@@ -156,9 +156,9 @@ def test_both_kinds_of_cut_are_made_and_nothing_is_lost() -> None:
 
 
 def test_a_piece_ends_at_the_first_cut_behind_its_size() -> None:
-    assert list(cut_exactly("aaaa bbbb cccc dddd", 7)) == ["aaaa bbbb", " cccc dddd"]
-    assert list(cut_exactly("a" * 100 + " b", 7)) == ["a" * 100, " b"]
-    assert list(cut_exactly(" " * 100, 7)) == [" " * 100]
+    assert list(cut_exactly(["aaaa bbbb cccc dddd"], 7)) == ["aaaa bbbb", " cccc dddd"]
+    assert list(cut_exactly(["a" * 100 + " b"], 7)) == ["a" * 100, " b"]
+    assert list(cut_exactly([" " * 100], 7)) == [" " * 100]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -278,3 +278,18 @@ def test_a_document_of_200_mb_is_encoded_in_little_more_than_text_and_ids(tmp_pa
     assert id_bytes > 200_000_000
     assert peak_bytes < 1_500_000_000
     assert extra_bytes < 100_000_000
+
+
+@pytest.mark.parametrize("encoder_class", ENCODERS)
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
+def test_parts_that_end_anywhere_give_the_ids_of_the_whole(
+    encoder_class: type[ReferenceEncoder | FastEncoder], size: int
+) -> None:
+    whole = encoder_class(tokenizer_of("byte level"))
+    text = "".join(ATOMS) * 3
+    parts = [text[i : i + size] for i in range(0, len(text), size)]
+    (expected, _), piecewise = whole.encode([text]), PiecewiseEncoder(whole, 40)
+    found = list(piecewise.encode_parts(parts))
+    assert len(found) > 5
+    assert np.array_equal(np.concatenate(found), expected)
+    assert np.array_equal(np.concatenate(list(whole.encode_parts(parts))), expected)
