@@ -82,7 +82,8 @@ class MixtureConfig(Section):
     """How often the samples of each source are seen; it changes no token, so nothing is redone."""
 
     weights: dict[SourceName, Annotated[float, Field(ge=0.0)]] | None = None
-    """Share of each source in the samples, in any unit; a source of weight 0 is left out."""
+    """Share of each source in the samples, in any unit; a source of weight 0 is left out
+    of training. Validation scores the held-out documents of all sources, whatever the weights."""
     epochs: dict[SourceName, Annotated[float, Field(ge=0.0)]] | None = None
     """Instead of weights: passes over each source, relative to each other, so that the share is
     epochs times size; a source that is not named has 1."""
@@ -180,6 +181,10 @@ class DataConfig(Section):
     def named_sources(self) -> dict[str, SourceConfig]:
         """All sources by name; a single one is called by its kind."""
         return dict(self.sources) or {self.source.kind: self.source}
+
+    def source_field(self, name: str) -> str:
+        """Give the field that holds a named source, for messages."""
+        return f"data.sources.{name}" if self.sources else "data.source"
 
     @model_validator(mode="after")
     def _sources_agree(self) -> Self:

@@ -9,7 +9,7 @@ import orjson
 from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
 from pipeline.data.sources import SPLIT_BYTES, file_pieces
-from pipeline.data.storage import describe_contents, find_all
+from pipeline.data.storage import SourceFile, describe_contents, find_all
 from pipeline.data.text_files import (
     BYTE_ORDER_MARK,
     Line,
@@ -29,17 +29,18 @@ OTHER_FIELDS_BYTES = 1 << 20
 class JsonlSource:
     """JSON lines, plain, gzip or zstd; large plain files are cut at line borders."""
 
-    def __init__(self, config: SourceConfig, max_document_bytes: int) -> None:
+    def __init__(self, config: SourceConfig, max_document_bytes: int, field: str) -> None:
         self._config = config
         self._limit_bytes = max_document_bytes
+        self._field = field
 
     def contents(self) -> list[dict[str, str]]:
         """Give what tells each file's contents."""
-        return describe_contents(find_all(self._config.paths, SUFFIXES))
+        return describe_contents(self._files())
 
     def pieces(self) -> list[Piece]:
         """Give whole files, and ranges of large plain ones."""
-        return file_pieces(find_all(self._config.paths, SUFFIXES), SPLIT_BYTES, border=b"\n")
+        return file_pieces(self._files(), SPLIT_BYTES, border=b"\n")
 
     def read(self, piece: Piece) -> Iterator[Record]:
         """Yield what stands on each line that is not blank.
@@ -48,13 +49,17 @@ class JsonlSource:
             BadFile: The file's bytes cannot be trusted.
         """
         piece.check_readable()
+        config = self._config
         return read_jsonl(
-            piece, self._config.text_column, self._config.id_column, self._limit_bytes
+            piece, config.text_column, config.id_column, self._limit_bytes, field=self._field
         )
+
+    def _files(self) -> list[SourceFile]:
+        return find_all(self._config.paths, SUFFIXES, f"{self._field}.path")
 
 
 def read_jsonl(
-    piece: Piece, text_column: str, id_column: str | None, limit_bytes: int
+    piece: Piece, text_column: str, id_column: str | None, limit_bytes: int, *, field: str
 ) -> Iterator[Record]:
     """Yield the records of a JSON lines file, or of a part of one that begins at a line.
 
@@ -63,6 +68,7 @@ def read_jsonl(
         text_column: The field with the text.
         id_column: The field with the id, if there is one.
         limit_bytes: UTF-8 bytes of the longest document.
+        field: The source in the config, for messages.
 
     Raises:
         BadFile: The file's bytes cannot be trusted.
@@ -87,7 +93,7 @@ def read_jsonl(
             line = line.removeprefix(BYTE_ORDER_MARK)
         if not line or line.isspace():
             continue
-        parsed = _parse(line, text_column, place)
+        parsed = _parse(line, text_column, place, field)
         # No name may hold a long text while the next line is read.
         del line
         if isinstance(parsed, BadRecord):
@@ -100,7 +106,7 @@ def read_jsonl(
         del record
 
 
-def _parse(line: Line, text_column: str, place: Place) -> dict[str, Any] | BadRecord:
+def _parse(line: Line, text_column: str, place: Place, field: str) -> dict[str, Any] | BadRecord:
     """Give the object on a line that has the text field, or what is wrong."""
     try:
         record = orjson.loads(line)
@@ -112,7 +118,7 @@ def _parse(line: Line, text_column: str, place: Place) -> dict[str, Any] | BadRe
         return BadRecord(reason="not_an_object", where=place.where(), detail=detail)
     if text_column not in record:
         has = sorted(record)[:20]
-        detail = f"no field {text_column!r}, it has {has}; set data.source.text_column"
+        detail = f"no field {text_column!r}, it has {has}; set {field}.text_column"
         return BadRecord(reason="no_text", where=place.where(), detail=detail)
     return record
 

@@ -210,10 +210,11 @@ class Preparation:
         records = self._sources[split.source].read(piece)
         record = next(r for i, r in enumerate(records) if i == ordinal)
         total = sum(len(places) for places in repeated.values())
+        field = self._data.source_field(split.source)
         return (
             f"{piece.path}, record {ordinal}: the id {getattr(record, 'id', '')!r} has been given "
             f"before in source {split.source!r}; {total} such documents in all. Make ids unique, "
-            "or make them from places (id_column=null), or leave out all but the first "
+            f"or make them from places ({field}.id_column=null), or leave out all but the first "
             "(data.on_bad_input=quarantine)"
         )
 

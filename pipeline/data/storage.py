@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.documents import BadFile
 from pipeline.data.streams import is_absence, is_remote, named_errors, open_filesystem
 from pipeline.errors import DataError
 
@@ -42,43 +43,49 @@ class SourceFile:
         return self.path.endswith(COMPRESSED_SUFFIXES)
 
 
-def find_all(locations: tuple[str, ...], suffixes: tuple[str, ...]) -> list[SourceFile]:
+def find_all(locations: tuple[str, ...], suffixes: tuple[str, ...], field: str) -> list[SourceFile]:
     """Find the files of several locations; of several, each gets its own prefix in the names.
 
     A location that does not exist among others that do is given as a missing file: what becomes
     of it is for the reader's policy. An empty file among others is a file without documents.
+
+    Args:
+        locations: Files, directories or globs, local or by URL.
+        suffixes: As `find_files` takes them.
+        field: The config field that names them, for messages.
 
     Raises:
         MissingSource: None of the locations exists.
         DataError: A location cannot be listed, or all that exist are empty.
     """
     if len(locations) == 1:
-        return find_files(locations[0], suffixes)
+        return find_files(locations[0], suffixes, field)
     files, absent = [], []
     for number, location in enumerate(locations):
         try:
-            found = _find(location, suffixes)
+            found = _find(location, suffixes, field)
         except MissingSource as exc:
             absent.append(exc)
             found = [SourceFile(path=location, name=location, num_bytes=0, is_missing=True)]
         files += [replace(file, name=f"{number:04d}/{file.name}") for file in found]
     if len(absent) == len(locations):
         raise absent[0]
-    return _not_all_empty(files, ", ".join(locations))
+    return _not_all_empty(files, ", ".join(locations), field)
 
 
-def find_files(location: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
+def find_files(location: str, suffixes: tuple[str, ...], field: str) -> list[SourceFile]:
     """Find the files of a source, sorted by name.
 
     Args:
         location: A file, a directory (searched to any depth, hidden names left out) or a glob.
         suffixes: Endings that count in a directory, each also with `.gz` and `.zst` behind it.
+        field: The config field that names the location, for messages.
 
     Raises:
         MissingSource: Nothing is there.
         DataError: It cannot be listed, holds no such file, or all of them are empty.
     """
-    return _not_all_empty(_find(location, suffixes), location)
+    return _not_all_empty(_find(location, suffixes, field), location, field)
 
 
 def describe_contents(files: Iterable[SourceFile]) -> list[dict[str, str]]:
@@ -95,11 +102,14 @@ def file_sha256(path: Path) -> str:
     """Give the sha256 of a file's bytes as they lie on disk.
 
     Raises:
-        DataError: The file cannot be read.
+        BadFile: It is not there.
+        DataError: It cannot be read.
     """
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError as exc:
+        raise BadFile("missing_file", f"cannot read {path}: it does not exist") from exc
     except OSError as exc:
         raise DataError(f"cannot read {path}: {exc.strerror or exc}") from exc
 
@@ -111,31 +121,36 @@ def local_copy_name(location: str) -> str:
     return str(Path(location.removeprefix("file://")).expanduser().absolute())
 
 
-def _find(location: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
+def _find(location: str, suffixes: tuple[str, ...], field: str) -> list[SourceFile]:
     """Find files, empty ones too, sorted by name."""
     if is_remote(location):
-        return _find_remote(location, suffixes)
+        return _find_remote(location, suffixes, field)
     path = Path(location.removeprefix("file://")).expanduser().absolute()
     if path.is_file():
         return [_source_file(path, path.parent)]
     if path.is_dir():
         files = [_source_file(p, path) for p in _walk(path) if p.name.endswith(_wanted(suffixes))]
         if not files:
-            raise _textless(f"directory {path}", suffixes)
+            raise _textless(f"directory {path}", suffixes, field)
         return _sorted(files)
     if glob.has_magic(str(path)):
         found = [Path(p) for p in glob.glob(str(path), recursive=True) if not Path(p).is_dir()]
         if not found:
-            raise MissingSource(f"no file matches data.source.path={location!r}")
+            raise MissingSource(f"no file matches {field}={location!r}")
         return _sorted(_source_file(p, _fixed_part(path)) for p in found)
-    raise MissingSource(f"{path} does not exist (data.source.path={location!r})")
+    raise MissingSource(f"{path} does not exist ({field}={location!r})")
 
 
-def _find_remote(location: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
+def _find_remote(location: str, suffixes: tuple[str, ...], field: str) -> list[SourceFile]:
+    if "::" in location:
+        raise DataError(
+            f"{field}={location!r} is a chain of drivers, which is not read; unpack the archive, "
+            "or name the files where they are stored"
+        )
     fs, inner = open_filesystem(location)
     infos = _list_remote(fs, inner, location)
     if not infos:
-        raise MissingSource(f"{location} holds no file, or does not exist")
+        raise MissingSource(f"{location} holds no file, or does not exist ({field})")
     is_named = inner in infos or glob.has_magic(inner)
     fixed = re.split(r"[*?\[]", inner, maxsplit=1)[0]
     root = fixed.rpartition("/")[0] if is_named else inner
@@ -146,7 +161,7 @@ def _find_remote(location: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
         if is_named or (not hidden and name.endswith(_wanted(suffixes))):
             files.append(_remote_file(fs.unstrip_protocol(path), name, info))
     if not files:
-        raise _textless(location, suffixes)
+        raise _textless(location, suffixes, field)
     return _sorted(files)
 
 
@@ -183,19 +198,22 @@ def _describe(file: SourceFile) -> dict[str, str]:
     if is_remote(file.path):
         known = {"name": file.name, "bytes": str(file.num_bytes)}
         return known if file.version is None else {**known, "version": file.version}
-    return {"name": file.name, "sha256": file_sha256(Path(file.path))}
+    try:
+        return {"name": file.name, "sha256": file_sha256(Path(file.path))}
+    except BadFile:
+        return {"name": file.name, "sha256": "missing"}
 
 
-def _not_all_empty(files: list[SourceFile], place: str) -> list[SourceFile]:
+def _not_all_empty(files: list[SourceFile], place: str, field: str) -> list[SourceFile]:
     if not any(file.num_bytes for file in files):
-        raise DataError(f"{place} is empty: it holds no text (data.source.path)")
+        raise DataError(f"{place} is empty: it holds no text ({field})")
     return files
 
 
-def _textless(place: str, suffixes: tuple[str, ...]) -> DataError:
+def _textless(place: str, suffixes: tuple[str, ...], field: str) -> DataError:
     return DataError(
         f"{place} holds no text: none of its files is named *{', *'.join(_wanted(suffixes))}; "
-        "name the files by a glob if they are called otherwise"
+        f"name the files by a glob if they are called otherwise ({field})"
     )
 
 

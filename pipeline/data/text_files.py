@@ -22,7 +22,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ZSTD_CHUNK_BYTES = 1 << 14
 """Kept small because zstd can expand its input some 30,000 times in one call."""
 LARGEST_WINDOW_BYTES = 1 << 31
-"""What `zstd --long=31` asks of a reader; the library's own limit is 1 << 27."""
+"""What `zstd --long=31` asks of a reader, as the dumps of Reddit do; the library's own limit is
+1 << 27, and no library reads a larger one."""
 BORDER_CHUNK_BYTES = 1 << 16
 LARGEST_EXPANSION = 1000
 """Bytes that may come out of one byte of an archive. Text reaches 10, machine logs 100; gzip cannot
@@ -208,6 +209,12 @@ def _zstd_chunks(stream: ByteStream, path: str) -> Iterator[bytes]:
                 data = frame.unused_data if frame.eof else b""
                 frame = None if frame.eof else frame
     except zstandard.ZstdError as exc:
+        if "too much memory" in str(exc):
+            raise BadFile(
+                "damaged_archive",
+                f"{path} asks for a zstd window above {LARGEST_WINDOW_BYTES:,} bytes, which no "
+                "library reads; compress it again with --long=27 or less",
+            ) from exc
         raise _damaged(path, str(exc)) from exc
     if frame is not None:
         raise _damaged(path, "it ends in a frame")

@@ -65,6 +65,12 @@ def test_what_is_not_there_is_named(memory: Any) -> None:
         build("nonsense://x").pieces()
 
 
+def test_a_chain_of_drivers_is_refused_by_its_field() -> None:
+    for chain in ("zip://a.jsonl::memory://x.zip", "simplecache::memory://corpus/one.jsonl"):
+        with pytest.raises(DataError, match=r"data\.source\.path='.*' is a chain of drivers"):
+            build(chain).pieces()
+
+
 def put_files(directory: Path) -> None:
     import boto3
 

@@ -87,7 +87,7 @@ def test_the_ranges_of_a_file_give_its_documents(
 ) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", [{"text": f"text {i}"} for i in range(100)])
     whole = read_all(kind="jsonl", path=str(path))
-    (file,) = find_files(str(path), (".jsonl",))
+    (file,) = find_files(str(path), (".jsonl",), "data.source.path")
     parts = [
         document
         for start, stop in cut_file(file, 200)
@@ -96,6 +96,7 @@ def test_the_ranges_of_a_file_give_its_documents(
             "text",
             "id",
             1 << 20,
+            field="data.source",
         )
     ]
     assert parts == whole

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from pipeline.data.storage import SourceFile, find_files
+from pipeline.data.documents import BadFile
+from pipeline.data.storage import SourceFile, describe_contents, find_files
 from pipeline.data.text_files import cut_file, read_chunks, split_lines
 from pipeline.errors import DataError
 
@@ -14,7 +15,8 @@ DATA = "".join(f"line {i} na\u00efve {i * i}\n" for i in range(60_000)).encode()
 
 
 def names(location: Path | str, *suffixes: str) -> list[str]:
-    return [file.name for file in find_files(str(location), suffixes or (".txt",))]
+    files = find_files(str(location), suffixes or (".txt",), "data.source.path")
+    return [file.name for file in files]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
@@ -45,6 +47,14 @@ def test_a_zstd_frame_with_the_longest_window_is_read(tmp_path: Path) -> None:
     block = (len(b"line\n") << 3 | 1).to_bytes(3, "little")
     (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00\xa8" + block + b"line\n")
     assert b"".join(read_chunks(str(tmp_path / "a.txt.zst"))) == b"line\n"
+
+
+def test_a_zstd_frame_with_a_longer_window_is_refused_by_its_window(tmp_path: Path) -> None:
+    # A window of 9/8 of 2^31 bytes, the next one that the format can ask for.
+    block = (len(b"line\n") << 3 | 1).to_bytes(3, "little")
+    (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00\xa9" + block + b"line\n")
+    with pytest.raises(BadFile, match="window above 2,147,483,648 bytes.*--long=27"):
+        list(read_chunks(str(tmp_path / "a.txt.zst")))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -86,6 +96,13 @@ def test_a_glob_takes_what_it_matches_whatever_the_suffix(tmp_path: Path) -> Non
         (tmp_path / name).write_bytes(b"x")
     assert names(f"{tmp_path}/*/*.log") == ["x/1.log", "x/2.log", "y/3.log"]
     assert names(f"{tmp_path}/**/4.txt") == ["y/4.txt"]
+
+
+def test_a_file_that_goes_before_it_is_hashed_is_missing_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    files = find_files(str(tmp_path), (".txt",), "data.source.path")
+    (tmp_path / "a.txt").unlink()
+    assert describe_contents(files) == [{"name": "a.txt", "sha256": "missing"}]
 
 
 def test_missing_empty_and_textless_places_are_errors(tmp_path: Path) -> None:
