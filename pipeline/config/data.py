@@ -71,6 +71,11 @@ class SourceConfig(Section):
             )
         if self.kind == "huggingface" and len(self.paths) > 1:
             raise ValueError("kind=huggingface takes one path; name further ones in data.sources")
+        if self.id_column == self.text_column:
+            raise ValueError(
+                f"text_column and id_column are both {self.text_column!r}; name another id_column, "
+                "or null to make ids"
+            )
         if self.document == "line" and self.document_bytes is not None:
             raise ValueError(
                 "document=line and document_bytes contradict each other; leave one out"

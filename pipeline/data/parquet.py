@@ -91,6 +91,8 @@ class ParquetSource:
                 f"{path} has no column {name!r}; "
                 f"set {self._field}.text_column to one of {schema.names}",
             )
+        if (number := schema.names.count(name)) > 1:
+            raise BadFile("no_text_column", f"{path} has {number} columns that are called {name!r}")
         kind = schema.field(name).type
         # Dictionaries of strings decode to strings; an extension type may mean anything.
         value_type = getattr(kind, "value_type", kind) if "dictionary" in str(kind) else kind

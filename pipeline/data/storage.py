@@ -15,6 +15,8 @@ from pipeline.data.streams import is_absence, is_remote, named_errors, open_file
 from pipeline.errors import DataError
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
+UNREAD_SUFFIXES = (".bz2", ".xz", ".lz4", ".zip", ".7z", ".br", ".snappy", ".zstd")
+"""Of compressed files that are not read."""
 HASHING_THREADS = 8
 """Files hashed at once; the hash lets other threads run, and disks like several readers."""
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "blob_id", "LastModified", "mtime", "created")
@@ -83,7 +85,8 @@ def find_files(location: str, suffixes: tuple[str, ...], field: str) -> list[Sou
 
     Raises:
         MissingSource: Nothing is there.
-        DataError: It cannot be listed, holds no such file, or all of them are empty.
+        DataError: It cannot be listed, holds no such file, or one that is called nearly so and
+            would be left out, or all of them are empty.
     """
     return _not_all_empty(_find(location, suffixes, field), location, field)
 
@@ -127,17 +130,21 @@ def _find(location: str, suffixes: tuple[str, ...], field: str) -> list[SourceFi
         return _find_remote(location, suffixes, field)
     path = Path(location.removeprefix("file://")).expanduser().absolute()
     if path.is_file():
+        _check_named([str(path)], field)
         return [_source_file(path, path.parent)]
     if path.is_dir():
-        files = [_source_file(p, path) for p in _walk(path) if p.name.endswith(_wanted(suffixes))]
+        paths = list(_walk(path))
+        _check_left_out([str(p) for p in paths], f"directory {path}", suffixes, field)
+        files = [_source_file(p, path) for p in paths if p.name.endswith(_wanted(suffixes))]
         if not files:
             raise _textless(f"directory {path}", suffixes, field)
         return _sorted(files)
     if glob.has_magic(str(path)):
-        found = [Path(p) for p in glob.glob(str(path), recursive=True) if not Path(p).is_dir()]
+        found = [p for p in glob.glob(str(path), recursive=True) if _may_be_file(Path(p))]
         if not found:
             raise MissingSource(f"no file matches {field}={location!r}")
-        return _sorted(_source_file(p, _fixed_part(path)) for p in found)
+        _check_named(found, field)
+        return _sorted(_source_file(Path(p), _fixed_part(path)) for p in found)
     raise MissingSource(f"{path} does not exist ({field}={location!r})")
 
 
@@ -154,6 +161,10 @@ def _find_remote(location: str, suffixes: tuple[str, ...], field: str) -> list[S
     is_named = inner in infos or glob.has_magic(inner)
     fixed = re.split(r"[*?\[]", inner, maxsplit=1)[0]
     root = fixed.rpartition("/")[0] if is_named else inner
+    if is_named:
+        _check_named(infos, field)
+    else:
+        _check_left_out(infos, location, suffixes, field)
     files = []
     for path, info in infos.items():
         name = path.removeprefix(root.rstrip("/")).lstrip("/")
@@ -210,6 +221,39 @@ def _not_all_empty(files: list[SourceFile], place: str, field: str) -> list[Sour
     return files
 
 
+def _check_named(names: Iterable[str], field: str) -> None:
+    """Refuse files that were asked for and cannot be read.
+
+    Raises:
+        DataError: One is compressed in a way that is not read.
+    """
+    for name in names:
+        if name.lower().endswith(UNREAD_SUFFIXES):
+            raise DataError(
+                f"{name} is compressed in a way that is not read ({field}); "
+                f"unpack it, or compress it to {' or '.join(COMPRESSED_SUFFIXES)}"
+            )
+
+
+def _check_left_out(
+    names: Iterable[str], place: str, suffixes: tuple[str, ...], field: str
+) -> None:
+    """Refuse a directory of which text would be left out without a word.
+
+    Raises:
+        DataError: A file is called as one with text but for its case or its compression.
+    """
+    wanted = _wanted(suffixes)
+    similar = wanted + tuple(s + c for s in suffixes for c in UNREAD_SUFFIXES)
+    left_out = [n for n in names if not n.endswith(wanted) and n.lower().endswith(similar)]
+    if left_out:
+        raise DataError(
+            f"{place} holds {len(left_out)} files that would be left out, such as "
+            f"{min(left_out)}: read are names that end in {', '.join(wanted)}; "
+            f"rename or repack them, move them away, or name the files by a glob ({field})"
+        )
+
+
 def _textless(place: str, suffixes: tuple[str, ...], field: str) -> DataError:
     return DataError(
         f"{place} holds no text: none of its files is named *{', *'.join(_wanted(suffixes))}; "
@@ -224,8 +268,13 @@ def _wanted(suffixes: tuple[str, ...]) -> tuple[str, ...]:
 def _walk(directory: Path) -> Iterator[Path]:
     for path in directory.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        if not path.is_dir() and not hidden:
+        if _may_be_file(path) and not hidden:
             yield path
+
+
+def _may_be_file(path: Path) -> bool:
+    """Tell a file, or a link to none, from directories, pipes and sockets."""
+    return path.is_file() or not path.exists()
 
 
 def _sorted(files: Iterable[SourceFile]) -> list[SourceFile]:

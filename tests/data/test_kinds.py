@@ -84,6 +84,21 @@ def test_an_id_that_is_not_utf8_is_a_bad_record(tmp_path: Path) -> None:
     assert "row 1: column 'id' is not UTF-8 text" in str(second)
 
 
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(BadFile, match="has 2 columns that are called 'text'"):
+        read_all(kind="parquet", path=str(tmp_path))
+
+
+def test_text_is_no_id() -> None:
+    with pytest.raises(ValueError, match="text_column and id_column are both 'body'"):
+        SourceConfig(kind="jsonl", path="a.jsonl", text_column="body", id_column="body")
+
+
 def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     Path(os.fsdecode(bytes(tmp_path / "a") + b"\xff.txt")).write_text("text")
     with pytest.raises(DataError, match=r"the file name b'.*a\\xff\.txt' is not UTF-8; rename it"):

@@ -1,6 +1,7 @@
 """Finding files, and reading compressed streams that are not whole."""
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,31 @@ def test_a_file_that_goes_before_it_is_hashed_is_missing_as_any_other(tmp_path: 
     files = find_files(str(tmp_path), (".txt",), "data.source.path")
     (tmp_path / "a.txt").unlink()
     assert describe_contents(files) == [{"name": "a.txt", "sha256": "missing"}]
+
+
+@pytest.mark.parametrize("name", ["b.txt.xz", "b.TXT", "b.txt.GZ", "sub/b.txt.bz2", "b.txt.zstd"])
+def test_a_directory_of_which_text_would_be_left_out_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sub").mkdir()
+    for each in ("a.txt", name):
+        (tmp_path / each).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"1 files .* such as .*{name}.*data.source.path"):
+        names(tmp_path)
+    assert names(f"{tmp_path}/a.txt") == ["a.txt"]
+
+
+def test_a_compression_that_is_not_read_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.bz2").write_bytes(b"BZh9")
+    for location in (tmp_path / "a.jsonl.bz2", f"{tmp_path}/*.bz2"):
+        with pytest.raises(DataError, match="a.jsonl.bz2 is compressed in a way .*data.source"):
+            names(location)
+
+
+def test_pipes_are_left_alone_and_links_to_nothing_are_missing_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "nothing")
+    (tmp_path / "c.txt").write_bytes(b"x")
+    assert names(tmp_path) == ["b.txt", "c.txt"]
+    assert names(f"{tmp_path}/*") == ["b.txt", "c.txt"]
 
 
 def test_missing_empty_and_textless_places_are_errors(tmp_path: Path) -> None:
