@@ -29,6 +29,8 @@ DROPPED_DIR = "dropped"
 BAD_REASONS = ("duplicate_id",)
 """Reasons of exclusion that are bad input, not cleaning."""
 
+WAYS_OUT = "mend it, or have such input left out and listed by data.on_bad_input=quarantine"
+
 RecordKey = tuple[int, int]
 """Number of the piece in its split, and of the record in the piece."""
 
@@ -102,7 +104,7 @@ class SplitReader:
             BadFile: The policy is to fail.
         """
         if self._data.on_bad_input == "fail":
-            raise error
+            raise BadFile(error.reason, f"{error}; {WAYS_OUT}") from error
         self._bad_pieces[piece_number] = error
 
     def documents(self) -> Iterator[tuple[RecordKey, Document]]:
@@ -155,7 +157,7 @@ class SplitReader:
 
     def _quarantine(self, record: BadRecord, aside: "_Aside") -> None:
         if self._data.on_bad_input == "fail":
-            raise DataError(str(record))
+            raise DataError(f"{record}; {WAYS_OUT}")
         self.counts.quarantined[record.reason] += 1
         aside.quarantine(record.reason, record.where, record.detail)
 
