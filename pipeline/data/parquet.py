@@ -122,7 +122,8 @@ class ParquetSource:
             return [_flawed(file, _damaged(file.path, exc))]
         except BadFile as exc:
             return [_flawed(file, exc)]
-        return gather_groups(file, sizes, SPLIT_BYTES)
+        # A file without a row group has no documents, but must have the column.
+        return gather_groups(file, sizes, SPLIT_BYTES) or [replace(whole_piece(file), stop=0)]
 
 
 def _open_parquet(stream: ByteStream) -> Any:

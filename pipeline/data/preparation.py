@@ -36,7 +36,7 @@ from pipeline.data.shards import (
     write_atomic,
     write_manifest,
 )
-from pipeline.data.sources import Split, build_sources, pinned_sources, plan_splits
+from pipeline.data.sources import Split, build_sources, check_listed, pinned_sources, plan_splits
 from pipeline.data.split_reader import RecordKey
 from pipeline.data.tokenizer import TokenizerFacts, load_tokenizer, train_tokenizer
 from pipeline.errors import DataError
@@ -60,6 +60,7 @@ class Preparation:
     def run(self) -> ShardManifest:
         """Make what is missing, then the manifest."""
         splits = plan_splits(self._sources)
+        check_listed(self._data, splits, self._recipe["contents"])
         tokenizer = self._tokenizer(splits)
         choice = choose_encoder(tokenizer, first_texts(self._data, self._sources, splits))
         for message in choice.messages:

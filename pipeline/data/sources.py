@@ -15,7 +15,10 @@ from pipeline.data import SOURCES
 from pipeline.data.documents import BadFile, Piece, Record
 from pipeline.data.storage import SourceFile, local_copy_name
 from pipeline.data.text_files import cut_file
+from pipeline.errors import DataError
 
+FILE_KINDS = ("jsonl", "parquet", "text")
+"""Kinds whose pieces and contents are both named by files."""
 SPLIT_BYTES = 64 << 20
 """Source bytes of one task: seconds of work, and a shard of some 30 MB."""
 TEXT_COMPRESSION = 4
@@ -99,6 +102,34 @@ def plan_splits(sources: Mapping[str, Source]) -> list[Split]:
         Split(index=index, source=name, pieces=tuple(group))
         for index, (name, group) in enumerate(groups)
     ]
+
+
+def check_listed(
+    data: DataConfig, splits: Iterable[Split], contents: Mapping[str, list[dict[str, str]]]
+) -> None:
+    """Refuse splits of other files than those whose contents were told before.
+
+    Hashing a large corpus takes minutes, in which a directory may change.
+
+    Args:
+        data: The config.
+        splits: What the sources were cut into.
+        contents: What each source said of its contents.
+
+    Raises:
+        DataError: A file came or went in between.
+    """
+    cut: dict[str, set[str]] = {name: set() for name in contents}
+    for split in splits:
+        cut[split.source].update(piece.name for piece in split.pieces)
+    for name, entries in contents.items():
+        if data.named_sources[name].kind not in FILE_KINDS:
+            continue
+        if changed := sorted(cut[name] ^ {entry["name"] for entry in entries}):
+            raise DataError(
+                f"{len(changed)} files of {data.source_field(name)}.path came or went while the "
+                f"others were hashed, such as {changed[0]}; prepare again once all are there"
+            )
 
 
 def pinned_sources(data: DataConfig, contents: Mapping[str, list[dict[str, str]]]) -> DataConfig:
