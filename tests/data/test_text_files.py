@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from pipeline.data.documents import BadFile
+from pipeline.data.documents import BadFile, Piece
 from pipeline.data.storage import SourceFile, describe_contents, find_files
-from pipeline.data.text_files import cut_file, read_chunks, split_lines
+from pipeline.data.text_files import COUNTED_BYTES, cut_file, read_chunks, split_lines, where_of
 from pipeline.errors import DataError
 
 DATA = "".join(f"line {i} na\u00efve {i * i}\n" for i in range(60_000)).encode()
@@ -129,6 +129,12 @@ def test_pipes_are_left_alone_and_links_to_nothing_are_missing_files(tmp_path: P
     (tmp_path / "c.txt").write_bytes(b"x")
     assert names(tmp_path) == ["b.txt", "c.txt"]
     assert names(f"{tmp_path}/*") == ["b.txt", "c.txt"]
+
+
+def test_lines_far_behind_in_a_file_are_named_without_reading_what_stands_before() -> None:
+    start = COUNTED_BYTES + 1
+    piece = Piece(path="/nowhere/a.jsonl", name="a", start=start, stop=start + 9, weight_bytes=9)
+    assert where_of(piece, 4) == f"/nowhere/a.jsonl, line 5 from byte {start}"
 
 
 def test_missing_empty_and_textless_places_are_errors(tmp_path: Path) -> None:
