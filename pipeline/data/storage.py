@@ -161,16 +161,17 @@ def _find_remote(location: str, suffixes: tuple[str, ...], field: str) -> list[S
     is_named = inner in infos or glob.has_magic(inner)
     fixed = re.split(r"[*?\[]", inner, maxsplit=1)[0]
     root = fixed.rpartition("/")[0] if is_named else inner
+    names = {path: path.removeprefix(root.rstrip("/")).lstrip("/") for path in infos}
     if is_named:
         _check_named(infos, field)
     else:
-        _check_left_out(infos, location, suffixes, field)
-    files = []
-    for path, info in infos.items():
-        name = path.removeprefix(root.rstrip("/")).lstrip("/")
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if is_named or (not hidden and name.endswith(_wanted(suffixes))):
-            files.append(_remote_file(fs.unstrip_protocol(path), name, info))
+        names = {p: n for p, n in names.items() if not n.startswith(".") and "/." not in n}
+        _check_left_out(names, location, suffixes, field)
+    files = [
+        _remote_file(fs.unstrip_protocol(path), name, infos[path])
+        for path, name in names.items()
+        if is_named or name.endswith(_wanted(suffixes))
+    ]
     if not files:
         raise _textless(location, suffixes, field)
     return _sorted(files)
