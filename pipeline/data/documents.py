@@ -108,6 +108,17 @@ def made_id(name: str, ordinal: int) -> str:
     return hashlib.sha256(f"{name}\n{ordinal}".encode()).hexdigest()
 
 
+def record_place(piece: Piece, ordinal: int) -> str:
+    """Say where a record stands that can be read: its number from 1, in its part of the file.
+
+    Args:
+        piece: The file, or the part of one.
+        ordinal: The record's number in the piece, from 0.
+    """
+    part = f" from {piece.start} on" if piece.start else ""
+    return f"{piece.path}{part}, record {ordinal + 1}"
+
+
 def utf8_bytes(text: str) -> int:
     """Give the size of a text in UTF-8, with no copy of all of it.
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pipeline.config.data import DataConfig
 from pipeline.data.assembly import build_manifest, npy_bytes, summarise
 from pipeline.data.dedup_ray import find_duplicates, forget_signatures
+from pipeline.data.documents import record_place
 from pipeline.data.encoder_choice import EncoderChoice, choose_encoder
 from pipeline.data.identities import find_repeated
 from pipeline.data.indexed import token_dtype
@@ -213,7 +214,7 @@ class Preparation:
         total = sum(len(places) for places in repeated.values())
         field = self._data.source_field(split.source)
         return (
-            f"{piece.path}, record {ordinal}: the id {getattr(record, 'id', '')!r} has been given "
+            f"{record_place(piece, ordinal)}: the id {getattr(record, 'id', '')!r} has been given "
             f"before in source {split.source!r}; {total} such documents in all. Make ids unique, "
             f"or make them from places ({field}.id_column=null), or leave out all but the first "
             "(data.on_bad_input=quarantine)"

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 import zstandard
 
 from pipeline.config.data import DataConfig
-from pipeline.data.documents import BadFile, BadRecord, Document, Piece
+from pipeline.data.documents import BadFile, BadRecord, Document, Piece, record_place
 from pipeline.data.shards import commit_file
 from pipeline.data.sources import Source, Split
 from pipeline.errors import DataError
@@ -136,7 +136,7 @@ class SplitReader:
                 continue
             reason = self._exclusions.get((number, ordinal))
             if reason in BAD_REASONS:
-                where = f"{piece.path}, record {ordinal}"
+                where = record_place(piece, ordinal)
                 detail = f"the id {record.id!r} has been given before"
                 self._quarantine(BadRecord(reason=reason, where=where, detail=detail), aside)
                 continue

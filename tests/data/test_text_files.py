@@ -2,12 +2,13 @@
 
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from pipeline.data.documents import BadFile, Piece
+from pipeline.data.documents import BadFile, Piece, record_place
 from pipeline.data.storage import SourceFile, describe_contents, find_files
 from pipeline.data.text_files import COUNTED_BYTES, cut_file, read_chunks, split_lines, where_of
 from pipeline.errors import DataError
@@ -135,6 +136,12 @@ def test_lines_far_behind_in_a_file_are_named_without_reading_what_stands_before
     start = COUNTED_BYTES + 1
     piece = Piece(path="/nowhere/a.jsonl", name="a", start=start, stop=start + 9, weight_bytes=9)
     assert where_of(piece, 4) == f"/nowhere/a.jsonl, line 5 from byte {start}"
+
+
+def test_a_record_is_counted_from_one_in_its_part_of_the_file() -> None:
+    piece = Piece(path="/a.jsonl", name="a", start=0, stop=9, weight_bytes=9)
+    assert record_place(piece, 4) == "/a.jsonl, record 5"
+    assert record_place(replace(piece, start=7), 0) == "/a.jsonl from 7 on, record 1"
 
 
 def test_missing_empty_and_textless_places_are_errors(tmp_path: Path) -> None:
