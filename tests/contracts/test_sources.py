@@ -77,17 +77,19 @@ def write_lines(path: Path, lines: list[str]) -> None:
 
 
 def write_jsonl(root: Path) -> list[str]:
-    write_lines(root / "a.jsonl", [json.dumps({"text": t, "n": 1}) for t in large()])
+    texts = large()
+    write_lines(root / "a.jsonl", [json.dumps({"text": t, "n": 1}) for t in texts])
     (root / "sub").mkdir()
     lines = "".join(json.dumps({"id": f"given{i}", "text": t}) + "\n" for i, t in enumerate(SMALL))
     (root / "sub" / "b.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
-    return large() + SMALL
+    return texts + SMALL
 
 
 def write_text_lines(root: Path) -> list[str]:
-    write_lines(root / "a.txt", large())
+    texts = large()
+    write_lines(root / "a.txt", texts)
     write_lines(root / "b.txt", SMALL)
-    return large() + SMALL
+    return texts + SMALL
 
 
 def write_text_parts(root: Path) -> list[str]:
@@ -107,10 +109,11 @@ def write_parquet(root: Path) -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for name, texts in (("a", large()), ("b", SMALL)):
-        table = pa.table({"n": range(len(texts)), "text": texts})
+    texts = large()
+    for name, rows in (("a", texts), ("b", SMALL)):
+        table = pa.table({"n": range(len(rows)), "text": rows})
         pq.write_table(table, root / f"{name}.parquet", row_group_size=5, use_dictionary=False)
-    return large() + SMALL
+    return texts + SMALL
 
 
 def write_saved_dataset(root: Path) -> list[str]:
@@ -227,7 +230,6 @@ def test_another_process_reads_the_same_pieces_and_documents_in_the_same_order(
     # The last first: what a piece gives does not depend on those before it.
     for piece in reversed(pieces):
         records = list(there.read(pickle.loads(pickle.dumps(piece))))
-        assert records == list(there.read(piece))
         start = corpus.records.index(records[0])
         assert corpus.records[start : start + len(records)] == records
 
