@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SAMPLE_CHARACTERS = 160
 SAMPLE_TOKENS = 4 * SAMPLE_CHARACTERS
 """A character takes at most four tokens, one for each of its UTF-8 bytes."""
+MAX_BAD_FILES = 10
+"""Files left out whole that are named."""
 BAR_CHARACTERS = 40
 EIGHTHS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
 """Blocks that are 0 to 8 eighths of a character wide."""
@@ -204,6 +206,10 @@ def _left_out_table(facts: Mapping[str, Any]) -> "Table":
             table.add_row(Text(f"{what}: {reason}"), f"{number:,}", f"{100 * number / total:.2f}%")
     if facts["bad_files"]:
         table.add_row(f"files left out whole: {len(facts['bad_files']):,}", "", "")
+    for file in facts["bad_files"][:MAX_BAD_FILES]:
+        table.add_row(Text(f"  {escape_controls(file['name'])}: {file['reason']}"), "", "")
+    if len(facts["bad_files"]) > MAX_BAD_FILES:
+        table.add_row("  all of them stand in manifest.json", "", "")
     return table
 
 

@@ -25,17 +25,17 @@ def preview_facts(data: "DataConfig") -> dict[str, Any]:
     """
     from pipeline.data.plan import fingerprint, plan_options
     from pipeline.data.shards import MANIFEST_NAME
-    from pipeline.data.sources import build_source
+    from pipeline.data.sources import build_sources
 
     options = plan_options(data, None if data.prepared_dir is None else {})
     described: dict[str, dict[str, Any]] = {}
     contents: dict[str, Contents] = {}
+    sources = build_sources(data)
     for name, config in data.named_sources.items():
         described[name] = {"kind": config.kind, "paths": list(config.paths)}
         if not _is_on_hub(config):
-            source = build_source(config, data.max_document_bytes)
-            contents[name] = source.contents()
-            described[name] |= _sizes(config, source, contents[name])
+            contents[name] = sources[name].contents()
+            described[name] |= _sizes(config, sources[name], contents[name])
     tokenizer = f"byte-level BPE of {data.tokenizer.vocab_size} entries, trained on the source"
     facts = {"sources": described, "tokenizer": data.tokenizer.path or tokenizer}
     if data.prepared_dir is None and len(contents) < len(described):

@@ -71,6 +71,11 @@ class SourceConfig(Section):
             )
         if self.kind == "huggingface" and len(self.paths) > 1:
             raise ValueError("kind=huggingface takes one path; name further ones in data.sources")
+        if self.id_column == self.text_column:
+            raise ValueError(
+                f"text_column and id_column are both {self.text_column!r}; name another id_column, "
+                "or null to make ids"
+            )
         if self.document == "line" and self.document_bytes is not None:
             raise ValueError(
                 "document=line and document_bytes contradict each other; leave one out"
@@ -82,7 +87,8 @@ class MixtureConfig(Section):
     """How often the samples of each source are seen; it changes no token, so nothing is redone."""
 
     weights: dict[SourceName, Annotated[float, Field(ge=0.0)]] | None = None
-    """Share of each source in the samples, in any unit; a source of weight 0 is left out."""
+    """Share of each source in the samples, in any unit; a source of weight 0 is left out
+    of training. Validation scores the held-out documents of all sources, whatever the weights."""
     epochs: dict[SourceName, Annotated[float, Field(ge=0.0)]] | None = None
     """Instead of weights: passes over each source, relative to each other, so that the share is
     epochs times size; a source that is not named has 1."""
@@ -180,6 +186,10 @@ class DataConfig(Section):
     def named_sources(self) -> dict[str, SourceConfig]:
         """All sources by name; a single one is called by its kind."""
         return dict(self.sources) or {self.source.kind: self.source}
+
+    def source_field(self, name: str) -> str:
+        """Give the field that holds a named source, for messages."""
+        return f"data.sources.{name}" if self.sources else "data.source"
 
     @model_validator(mode="after")
     def _sources_agree(self) -> Self:

@@ -121,7 +121,7 @@ class EvalConfig(Section):
     every_steps: int | None = Field(default=100, ge=1)
     """Steps between evaluations; None evaluates at the end only."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Validation tokens used, from the start of the split; None uses all."""
+    """Validation tokens scored, in samples spread evenly over the split; None scores all."""
 
 
 class CheckpointConfig(Section):

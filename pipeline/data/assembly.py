@@ -85,7 +85,9 @@ def _check_split(
         return
     given = f"data.validation_fraction={data.validation_fraction} of {num_documents} documents"
     if num_documents == 1:
-        advice = "give at least two documents; data.source.document_bytes=4096 cuts a text file"
+        (name,) = {shard.source for split in splits.values() for shard in split.shards}
+        cut = f"{data.source_field(name)}.document_bytes=4096"
+        advice = f"give at least two documents; {cut} cuts a text file"
     elif empty == ["validation"]:
         nearest = min(result.smallest_hash for result in results)
         advice = f"nearest that works: data.validation_fraction={nearest + 1e-4:.4f}"

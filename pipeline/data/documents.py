@@ -28,6 +28,11 @@ class Document:
         return self.parts[0] if len(self.parts) == 1 else "".join(self.parts)
 
     @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+        return sum(map(utf8_bytes, self.parts))
+
+    @property
     def num_characters(self) -> int:
         """Characters of the text."""
         return sum(map(len, self.parts))
@@ -126,6 +131,17 @@ def made_id(name: str, ordinal: int) -> str:
         ordinal: What tells it from others in the file: first byte of a line, or row.
     """
     return hashlib.sha256(f"{name}\n{ordinal}".encode()).hexdigest()
+
+
+def record_place(piece: Piece, ordinal: int) -> str:
+    """Say where a record stands that can be read: its number from 1, in its part of the file.
+
+    Args:
+        piece: The file, or the part of one.
+        ordinal: The record's number in the piece, from 0.
+    """
+    part = f" from {piece.start} on" if piece.start else ""
+    return f"{piece.path}{part}, record {ordinal + 1}"
 
 
 def utf8_bytes(text: str) -> int:

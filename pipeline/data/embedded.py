@@ -17,26 +17,29 @@ DOCUMENT_BYTES = 4096
 class EmbeddedSource:
     """Chapters of three novels, and the plays of Tiny Shakespeare cut at speeches."""
 
-    def __init__(self, config: SourceConfig, max_document_bytes: int) -> None:
+    def __init__(self, config: SourceConfig, max_document_bytes: int, field: str) -> None:
         del config  # nothing can be chosen
         self._limit_bytes = max_document_bytes
+        self._field = field
 
     def contents(self) -> list[dict[str, str]]:
         """Give name and sha256 of each file."""
-        return describe_contents(_files())
+        return describe_contents(self._files())
 
     def pieces(self) -> list[Piece]:
         """Give each file, heavy enough to be a split of its own."""
         return [
-            Piece(**{**vars(whole_piece(file)), "weight_bytes": SPLIT_BYTES}) for file in _files()
+            Piece(**{**vars(whole_piece(file)), "weight_bytes": SPLIT_BYTES})
+            for file in self._files()
         ]
 
     def read(self, piece: Piece) -> Iterator[Record]:
         """Yield the documents of a file."""
+        piece.check_readable()
         if piece.name.endswith(".txt"):
             return read_parts(piece, DOCUMENT_BYTES, self._limit_bytes)
-        return read_jsonl(piece, "text", "id", self._limit_bytes)
+        return read_jsonl(piece, "text", "id", self._limit_bytes, field=self._field)
 
-
-def _files() -> list[SourceFile]:
-    return find_files(str(Path(__file__).parent / "corpus"), (".txt", ".jsonl"))
+    def _files(self) -> list[SourceFile]:
+        corpus = Path(__file__).parent / "corpus"
+        return find_files(str(corpus), (".txt", ".jsonl"), self._field)

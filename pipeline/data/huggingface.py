@@ -27,16 +27,17 @@ SAVED_MARKS = ("state.json", "dataset_dict.json")
 class HuggingFaceSource:
     """One split of a Hugging Face dataset."""
 
-    def __init__(self, config: SourceConfig, max_document_bytes: int) -> None:
+    def __init__(self, config: SourceConfig, max_document_bytes: int, field: str) -> None:
         (self._location,) = config.paths
         self._config = config
         self._limit_bytes = max_document_bytes
+        self._field = field
         self._directory = Path(self._location).expanduser()
 
     def contents(self) -> list[dict[str, str]]:
         """Give the files of a local dataset; of one from the hub its name and commit."""
         if self._directory.is_dir():
-            return describe_contents(find_files(self._location, ("",)))
+            return describe_contents(find_files(self._location, ("",), f"{self._field}.path"))
         return [{"name": self._location, "version": self._commit()}]
 
     def pieces(self) -> list[Piece]:
@@ -55,6 +56,7 @@ class HuggingFaceSource:
             BadFile: The dataset has no such column, or a file of it is damaged.
             DataError: It cannot be read for a reason that lies outside of it.
         """
+        piece.check_readable()
         dataset = self._load()
         if self._is_saved:
             rows = dataset.select(range(piece.start, piece.stop))
@@ -98,13 +100,14 @@ class HuggingFaceSource:
             raise BadFile(
                 "no_text_column",
                 f"dataset {self._location} has no column {config.text_column!r}; "
-                f"set data.source.text_column to one of {columns}",
+                f"set {self._field}.text_column to one of {columns}",
             )
         wanted = (config.text_column, config.id_column)
         return [name for name in columns if name in wanted]
 
     def _cut(self, total: int, step: int) -> list[Piece]:
-        name = Path(self._location).name
+        # A local dataset may be moved, and keeps its ids.
+        name = self._config.split if self._directory.is_dir() else Path(self._location).name
         return [
             Piece(
                 path=self._location,
@@ -159,13 +162,14 @@ class HuggingFaceSource:
         if config.split not in loaded:
             raise DataError(
                 f"dataset {self._location} has no split {config.split!r}; "
-                f"set data.source.split to one of {list(loaded)}"
+                f"set {self._field}.split to one of {list(loaded)}"
             )
         return loaded[config.split]
 
     def _unloadable(self, exc: Exception) -> DataError:
         return DataError(
-            f"cannot load split {self._config.split!r} of dataset {self._location}: {exc}"
+            f"cannot load split {self._config.split!r} of dataset {self._location} "
+            f"({self._field}.path): {exc}"
         )
 
 

@@ -1,5 +1,6 @@
 """The JSON lines source: a document is an object with a text field on a line of its own."""
 
+import json
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +12,7 @@ from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
 from pipeline.data.long_texts import LONG_BYTES, decode_parts, json_fields, json_string_parts
 from pipeline.data.sources import SPLIT_BYTES, file_pieces
-from pipeline.data.storage import describe_contents, find_all
+from pipeline.data.storage import SourceFile, describe_contents, find_all
 from pipeline.data.text_files import (
     BYTE_ORDER_MARK,
     Line,
@@ -31,17 +32,18 @@ OTHER_FIELDS_BYTES = 1 << 20
 class JsonlSource:
     """JSON lines, plain, gzip or zstd; large plain files are cut at line borders."""
 
-    def __init__(self, config: SourceConfig, max_document_bytes: int) -> None:
+    def __init__(self, config: SourceConfig, max_document_bytes: int, field: str) -> None:
         self._config = config
         self._limit_bytes = max_document_bytes
+        self._field = field
 
     def contents(self) -> list[dict[str, str]]:
         """Give what tells each file's contents."""
-        return describe_contents(find_all(self._config.paths, SUFFIXES))
+        return describe_contents(self._files())
 
     def pieces(self) -> list[Piece]:
         """Give whole files, and ranges of large plain ones."""
-        return file_pieces(find_all(self._config.paths, SUFFIXES), SPLIT_BYTES, border=b"\n")
+        return file_pieces(self._files(), SPLIT_BYTES, border=b"\n")
 
     def read(self, piece: Piece) -> Iterator[Record]:
         """Yield what stands on each line that is not blank.
@@ -50,13 +52,17 @@ class JsonlSource:
             BadFile: The file's bytes cannot be trusted.
         """
         piece.check_readable()
+        config = self._config
         return read_jsonl(
-            piece, self._config.text_column, self._config.id_column, self._limit_bytes
+            piece, config.text_column, config.id_column, self._limit_bytes, field=self._field
         )
+
+    def _files(self) -> list[SourceFile]:
+        return find_all(self._config.paths, SUFFIXES, f"{self._field}.path")
 
 
 def read_jsonl(
-    piece: Piece, text_column: str, id_column: str | None, limit_bytes: int
+    piece: Piece, text_column: str, id_column: str | None, limit_bytes: int, *, field: str
 ) -> Iterator[Record]:
     """Yield the records of a JSON lines file, or of a part of one that begins at a line.
 
@@ -65,6 +71,7 @@ def read_jsonl(
         text_column: The field with the text.
         id_column: The field with the id, if there is one.
         limit_bytes: UTF-8 bytes of the longest document.
+        field: The source in the config, for messages.
 
     Raises:
         BadFile: The file's bytes cannot be trusted.
@@ -89,7 +96,9 @@ def read_jsonl(
             line = line.removeprefix(BYTE_ORDER_MARK)
         if not line or line.isspace():
             continue
-        parsed = _parse(line, text_column, id_column, place)
+        parsed = _parse_long(line, text_column, id_column) or _parse(
+            line, text_column, place, field
+        )
         # No name may hold a long text while the next line is read.
         del line
         if isinstance(parsed, BadRecord):
@@ -104,8 +113,10 @@ def read_jsonl(
 
 def _parse_long(line: Line, text_column: str, id_column: str | None) -> dict[str, Any] | None:
     """Give text, in parts, and id of a long line; None where it has to be parsed as a whole."""
+    if len(line) <= LONG_BYTES:
+        return None
     fields = json_fields(line)
-    if fields is None or id_column == text_column:
+    if fields is None:
         return None
     if bytes(fields.get(text_column, b"")[:1]) != b'"':
         return None
@@ -118,15 +129,11 @@ def _parse_long(line: Line, text_column: str, id_column: str | None) -> dict[str
     return parsed
 
 
-def _parse(
-    line: Line, text_column: str, id_column: str | None, place: Place
-) -> dict[str, Any] | BadRecord:
+def _parse(line: Line, text_column: str, place: Place, field: str) -> dict[str, Any] | BadRecord:
     """Give the object on a line that has the text field, or what is wrong."""
-    if len(line) > LONG_BYTES and (long := _parse_long(line, text_column, id_column)) is not None:
-        return long
     try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as exc:
+        record = _loads(line)
+    except ValueError as exc:
         reason, detail = _explain(line, exc)
         return BadRecord(reason=reason, where=place.where(), detail=detail)
     if not isinstance(record, dict):
@@ -134,12 +141,26 @@ def _parse(
         return BadRecord(reason="not_an_object", where=place.where(), detail=detail)
     if text_column not in record:
         has = sorted(record)[:20]
-        detail = f"no field {text_column!r}, it has {has}; set data.source.text_column"
+        detail = f"no field {text_column!r}, it has {has}; set {field}.text_column"
         return BadRecord(reason="no_text", where=place.where(), detail=detail)
     return record
 
 
-def _explain(line: Line, exc: orjson.JSONDecodeError) -> tuple[str, str]:
+def _loads(line: Line) -> Any:
+    """Parse a line as orjson does, and numbers that Python's `json` writes though JSON has none.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in line and b"Infinity" not in line:
+            raise
+        return json.loads(line)
+
+
+def _explain(line: Line, exc: ValueError) -> tuple[str, str]:
     """Give the reason and the detail of a line that is no JSON."""
     try:
         deque(decode_parts(line), maxlen=0)

@@ -219,7 +219,8 @@ class ValidationBatches:
             micro_batch_samples: B.
             rank: This rank, from 0.
             world_size: Number of ranks.
-            max_tokens: Labels to score, from the start of the split; None scores all.
+            max_tokens: Labels to score, in samples spread evenly over the split, so that every
+                source has its share; None scores all.
 
         Raises:
             DataError: The split holds less than one sample, or `token_bytes.npy` is gone.
@@ -227,6 +228,8 @@ class ValidationBatches:
         check_validation_tokens(shards.num_tokens, sequence_tokens)
         available = shards.num_tokens - 1
         self.num_labels = available if max_tokens is None else min(available, max_tokens)
+        self._num_available_samples = -(-available // sequence_tokens)
+        self._num_samples = -(-self.num_labels // sequence_tokens)
         self._shards = shards
         self._token_bytes = load_token_bytes(shards.manifest.directory)
         self._shape = (micro_batch_samples, sequence_tokens)
@@ -234,9 +237,7 @@ class ValidationBatches:
         self._world_size = world_size
 
     def __len__(self) -> int:
-        micro_batch_samples, sequence_tokens = self._shape
-        num_samples = -(-self.num_labels // sequence_tokens)
-        return -(-num_samples // (micro_batch_samples * self._world_size))
+        return -(-self._num_samples // (self._shape[0] * self._world_size))
 
     def __iter__(self) -> Iterator[TokenBatch]:
         for step in range(len(self)):
@@ -247,15 +248,14 @@ class ValidationBatches:
         inputs = np.zeros(self._shape, dtype=np.int64)
         labels = np.full(self._shape, IGNORED_LABEL, dtype=np.int64)
         sample_ids = np.full(self._shape[0], -1, dtype=np.int64)
-        for row in range(self._shape[0]):
-            start = (first_sample + row) * length
-            stop = min(start + length, self.num_labels)
-            if start >= stop:
-                break
-            tokens = self._shards.tokens(start, stop + 1)
-            inputs[row, : stop - start] = tokens[:-1]
-            labels[row, : stop - start] = tokens[1:]
-            sample_ids[row] = first_sample + row
+        rows = range(first_sample, min(first_sample + self._shape[0], self._num_samples))
+        for row, sample in enumerate(rows):
+            num_labels = min(length, self.num_labels - sample * length)
+            start = sample * self._num_available_samples // self._num_samples * length
+            tokens = self._shards.tokens(start, start + num_labels + 1)
+            inputs[row, :num_labels] = tokens[:-1]
+            labels[row, :num_labels] = tokens[1:]
+            sample_ids[row] = sample
         return TokenBatch(
             inputs=inputs,
             labels=labels,

@@ -26,7 +26,7 @@ from pipeline.data.indexed import little_endian
 from pipeline.data.ledger import SplitResult, write_result
 from pipeline.data.shard_writer import ShardWriter, write_shard
 from pipeline.data.shards import ShardRecord, SourceRange, SplitName
-from pipeline.data.sources import Source, Split, build_source
+from pipeline.data.sources import Source, Split, build_sources
 from pipeline.data.split_reader import BadPiece, RecordKey, SplitReader
 
 BATCH_DOCUMENTS = 1024
@@ -74,7 +74,7 @@ def make_shards(
         DataError: The source cannot be read; no shard of this split is left behind.
     """
     os.environ.update(SINGLE_THREAD)
-    source = build_source(job.data.named_sources[split.source], job.data.max_document_bytes)
+    source = build_sources(job.data)[split.source]
     encoder_name = job.encoder
     notes: list[str] = []
     cleaner = build_cleaner(job.data.clean)
@@ -160,7 +160,7 @@ def cleaned_texts(
         DataError: The source is bad, and the policy is to fail.
     """
     os.environ.update(SINGLE_THREAD)
-    source = build_source(job.data.named_sources[split.source], job.data.max_document_bytes)
+    source = build_sources(job.data)[split.source]
     cleaner = build_cleaner(job.data.clean)
     reader = SplitReader(split, job.data, source, cleaner, exclusions.get(split.index))
     if job.data.on_bad_input == "quarantine":

@@ -21,18 +21,18 @@ TEXT_TYPES = ("string", "large_string", "string_view")
 class ParquetSource:
     """Parquet files; a large one is cut between row groups."""
 
-    def __init__(self, config: SourceConfig, max_document_bytes: int) -> None:
+    def __init__(self, config: SourceConfig, max_document_bytes: int, field: str) -> None:
         self._config = config
         self._limit_bytes = max_document_bytes
+        self._field = field
 
     def contents(self) -> list[dict[str, str]]:
         """Give what tells each file's contents."""
-        return describe_contents(find_all(self._config.paths, SUFFIXES))
+        return describe_contents(self._files())
 
     def pieces(self) -> list[Piece]:
         """Give runs of row groups."""
-        files = find_all(self._config.paths, SUFFIXES)
-        return [piece for file in files for piece in self._cut(file)]
+        return [piece for file in self._files() for piece in self._cut(file)]
 
     def read(self, piece: Piece) -> Iterator[Record]:
         """Yield a record for each row.
@@ -90,16 +90,21 @@ class ParquetSource:
             raise BadFile(
                 "no_text_column",
                 f"{path} has no column {name!r}; "
-                f"set data.source.text_column to one of {schema.names}",
+                f"set {self._field}.text_column to one of {schema.names}",
             )
+        if (number := schema.names.count(name)) > 1:
+            raise BadFile("no_text_column", f"{path} has {number} columns that are called {name!r}")
         kind = schema.field(name).type
         # Dictionaries of strings decode to strings; an extension type may mean anything.
         value_type = getattr(kind, "value_type", kind) if "dictionary" in str(kind) else kind
         if str(value_type) not in TEXT_TYPES:
             raise BadFile(
                 "column_not_text",
-                f"{path}: column {name!r} holds {kind}, not text; set data.source.text_column",
+                f"{path}: column {name!r} holds {kind}, not text; set {self._field}.text_column",
             )
+
+    def _files(self) -> list[SourceFile]:
+        return find_all(self._config.paths, SUFFIXES, f"{self._field}.path")
 
     def _cut(self, file: SourceFile) -> list[Piece]:
         """Cut a file at row groups; a damaged one is one piece with a flaw."""
@@ -118,7 +123,8 @@ class ParquetSource:
             return [_flawed(file, _damaged(file.path, exc))]
         except BadFile as exc:
             return [_flawed(file, exc)]
-        return gather_groups(file, sizes, SPLIT_BYTES)
+        # A file without a row group has no documents, but must have the column.
+        return gather_groups(file, sizes, SPLIT_BYTES) or [replace(whole_piece(file), stop=0)]
 
 
 def _open_parquet(stream: ByteStream) -> Any:

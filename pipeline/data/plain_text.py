@@ -8,7 +8,7 @@ from pipeline.config.data import SourceConfig
 from pipeline.data.documents import BadRecord, Piece, Place, Record, check_document, too_large
 from pipeline.data.long_texts import LONG_BYTES, decode_parts
 from pipeline.data.sources import SPLIT_BYTES, file_pieces
-from pipeline.data.storage import describe_contents, find_all
+from pipeline.data.storage import SourceFile, describe_contents, find_all
 from pipeline.data.text_files import (
     BYTE_ORDER_MARK,
     Line,
@@ -24,18 +24,19 @@ SUFFIXES = (".txt", ".text", ".md")
 class TextSource:
     """Plain UTF-8 text; a byte order mark at the start of a file is not part of it."""
 
-    def __init__(self, config: SourceConfig, max_document_bytes: int) -> None:
+    def __init__(self, config: SourceConfig, max_document_bytes: int, field: str) -> None:
         self._config = config
         self._limit_bytes = max_document_bytes
+        self._field = field
 
     def contents(self) -> list[dict[str, str]]:
         """Give what tells each file's contents."""
-        return describe_contents(find_all(self._config.paths, SUFFIXES))
+        return describe_contents(self._files())
 
     def pieces(self) -> list[Piece]:
         """Give whole files, and ranges of large plain ones where a file is not one document."""
         config = self._config
-        files = find_all(config.paths, SUFFIXES)
+        files = self._files()
         if config.document == "line":
             return file_pieces(files, SPLIT_BYTES, border=b"\n")
         border = None if config.document_bytes is None else b"\n\n"
@@ -53,6 +54,9 @@ class TextSource:
         if self._config.document_bytes is not None:
             return read_parts(piece, self._config.document_bytes, self._limit_bytes)
         return read_whole(piece, self._limit_bytes)
+
+    def _files(self) -> list[SourceFile]:
+        return find_all(self._config.paths, SUFFIXES, f"{self._field}.path")
 
 
 def read_whole(piece: Piece, limit_bytes: int) -> Iterator[Record]:

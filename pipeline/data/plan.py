@@ -11,7 +11,7 @@ from pipeline.data.filters import filter_versions
 from pipeline.data.sources import Source
 from pipeline.data.storage import file_sha256
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever the same recipe would give other shards."""
 SOURCE_OPTIONS = {
     "embedded": (),

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pipeline.config.data import DataConfig
 from pipeline.data.assembly import build_manifest, npy_bytes, summarise
 from pipeline.data.dedup_ray import find_duplicates, forget_signatures
+from pipeline.data.documents import record_place
 from pipeline.data.encoder_choice import EncoderChoice, choose_encoder
 from pipeline.data.identities import find_repeated
 from pipeline.data.indexed import token_dtype
@@ -36,7 +37,7 @@ from pipeline.data.shards import (
     write_atomic,
     write_manifest,
 )
-from pipeline.data.sources import Split, build_sources, pinned_sources, plan_splits
+from pipeline.data.sources import Split, build_sources, check_listed, pinned_sources, plan_splits
 from pipeline.data.split_reader import RecordKey
 from pipeline.data.tokenizer import TokenizerFacts, load_tokenizer, train_tokenizer
 from pipeline.errors import DataError
@@ -60,6 +61,7 @@ class Preparation:
     def run(self) -> ShardManifest:
         """Make what is missing, then the manifest."""
         splits = plan_splits(self._sources)
+        check_listed(self._data, splits, self._recipe["contents"])
         tokenizer = self._tokenizer(splits)
         choice = choose_encoder(tokenizer, first_texts(self._data, self._sources, splits))
         for message in choice.messages:
@@ -210,10 +212,11 @@ class Preparation:
         records = self._sources[split.source].read(piece)
         record = next(r for i, r in enumerate(records) if i == ordinal)
         total = sum(len(places) for places in repeated.values())
+        field = self._data.source_field(split.source)
         return (
-            f"{piece.path}, record {ordinal}: the id {getattr(record, 'id', '')!r} has been given "
+            f"{record_place(piece, ordinal)}: the id {getattr(record, 'id', '')!r} has been given "
             f"before in source {split.source!r}; {total} such documents in all. Make ids unique, "
-            "or make them from places (id_column=null), or leave out all but the first "
+            f"or make them from places ({field}.id_column=null), or leave out all but the first "
             "(data.on_bad_input=quarantine)"
         )
 

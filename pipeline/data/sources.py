@@ -5,17 +5,20 @@ depends on the source alone, so that shards do not depend on the machine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
 from pipeline.config.data import DataConfig, SourceConfig
 from pipeline.data import SOURCES
-from pipeline.data.documents import Piece, Record
+from pipeline.data.documents import BadFile, Piece, Record
 from pipeline.data.storage import SourceFile, local_copy_name
 from pipeline.data.text_files import cut_file
+from pipeline.errors import DataError
 
+FILE_KINDS = ("jsonl", "parquet", "text")
+"""Kinds whose pieces and contents are both named by files."""
 SPLIT_BYTES = 64 << 20
 """Source bytes of one task: seconds of work, and a shard of some 30 MB."""
 TEXT_COMPRESSION = 4
@@ -33,7 +36,8 @@ class Split:
 
 
 class Source(Protocol):
-    """Where documents come from; built from its config and the longest document's bytes."""
+    """Where documents come from; built from its config, the longest document's bytes, and its name
+    in the config, which messages give: `data.source` or `data.sources.NAME`."""
 
     def contents(self) -> list[dict[str, str]]:
         """Give name and sha256, or a store's own version, of all that documents are made from.
@@ -61,16 +65,24 @@ class Source(Protocol):
         ...
 
 
-def build_source(config: SourceConfig, max_document_bytes: int) -> Source:
-    """Build the source that `config.kind` names."""
+def build_source(
+    config: SourceConfig, max_document_bytes: int, field: str = "data.source"
+) -> Source:
+    """Build the source that `config.kind` names.
+
+    Args:
+        config: The source.
+        max_document_bytes: UTF-8 bytes of the longest document.
+        field: Where the source stands in the config, for messages.
+    """
     module, name = SOURCES[config.kind].split(":")
-    return cast(Source, getattr(import_module(module), name)(config, max_document_bytes))
+    return cast(Source, getattr(import_module(module), name)(config, max_document_bytes, field))
 
 
 def build_sources(data: DataConfig) -> dict[str, Source]:
-    """Build all sources of a config, by name."""
+    """Build all sources of a config, by name; nothing is opened."""
     return {
-        name: build_source(config, data.max_document_bytes)
+        name: build_source(config, data.max_document_bytes, data.source_field(name))
         for name, config in data.named_sources.items()
     }
 
@@ -90,6 +102,34 @@ def plan_splits(sources: Mapping[str, Source]) -> list[Split]:
         Split(index=index, source=name, pieces=tuple(group))
         for index, (name, group) in enumerate(groups)
     ]
+
+
+def check_listed(
+    data: DataConfig, splits: Iterable[Split], contents: Mapping[str, list[dict[str, str]]]
+) -> None:
+    """Refuse splits of other files than those whose contents were told before.
+
+    Hashing a large corpus takes minutes, in which a directory may change.
+
+    Args:
+        data: The config.
+        splits: What the sources were cut into.
+        contents: What each source said of its contents.
+
+    Raises:
+        DataError: A file came or went in between.
+    """
+    cut: dict[str, set[str]] = {name: set() for name in contents}
+    for split in splits:
+        cut[split.source].update(piece.name for piece in split.pieces)
+    for name, entries in contents.items():
+        if data.named_sources[name].kind not in FILE_KINDS:
+            continue
+        if changed := sorted(cut[name] ^ {entry["name"] for entry in entries}):
+            raise DataError(
+                f"{len(changed)} files of {data.source_field(name)}.path came or went while the "
+                f"others were hashed, such as {changed[0]}; prepare again once all are there"
+            )
 
 
 def pinned_sources(data: DataConfig, contents: Mapping[str, list[dict[str, str]]]) -> DataConfig:
@@ -118,7 +158,13 @@ def file_pieces(files: Iterable[SourceFile], limit: int, border: bytes | None) -
         if border is None or file.is_missing:
             pieces.append(whole_piece(file))
             continue
-        for start, stop in cut_file(file, limit, border):
+        try:
+            ranges = cut_file(file, limit, border)
+        except BadFile as exc:
+            # It was there when the files were listed.
+            pieces.append(replace(whole_piece(file), flaw=(exc.reason, str(exc))))
+            continue
+        for start, stop in ranges:
             weight = (stop - start) * (TEXT_COMPRESSION if file.is_compressed else 1)
             pieces.append(
                 Piece(path=file.path, name=file.name, start=start, stop=stop, weight_bytes=weight)

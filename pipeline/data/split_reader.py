@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 import zstandard
 
 from pipeline.config.data import DataConfig
-from pipeline.data.documents import BadFile, BadRecord, Document, Piece
+from pipeline.data.documents import BadFile, BadRecord, Document, Piece, record_place
 from pipeline.data.shards import commit_file
 from pipeline.data.sources import Source, Split
 from pipeline.errors import DataError
@@ -28,6 +28,8 @@ DROPPED_DIR = "dropped"
 """Holds a zstd JSON lines file for each split: every dropped document, with its reason."""
 BAD_REASONS = ("duplicate_id",)
 """Reasons of exclusion that are bad input, not cleaning."""
+
+WAYS_OUT = "mend it, or have such input left out and listed by data.on_bad_input=quarantine"
 
 RecordKey = tuple[int, int]
 """Number of the piece in its split, and of the record in the piece."""
@@ -102,7 +104,7 @@ class SplitReader:
             BadFile: The policy is to fail.
         """
         if self._data.on_bad_input == "fail":
-            raise error
+            raise BadFile(error.reason, f"{error}; {WAYS_OUT}") from error
         self._bad_pieces[piece_number] = error
 
     def documents(self) -> Iterator[tuple[RecordKey, Document]]:
@@ -134,7 +136,7 @@ class SplitReader:
                 continue
             reason = self._exclusions.get((number, ordinal))
             if reason in BAD_REASONS:
-                where = f"{piece.path}, record {ordinal}"
+                where = record_place(piece, ordinal)
                 detail = f"the id {record.id!r} has been given before"
                 self._quarantine(BadRecord(reason=reason, where=where, detail=detail), aside)
                 continue
@@ -154,7 +156,7 @@ class SplitReader:
 
     def _quarantine(self, record: BadRecord, aside: "_Aside") -> None:
         if self._data.on_bad_input == "fail":
-            raise DataError(str(record))
+            raise DataError(f"{record}; {WAYS_OUT}")
         self.counts.quarantined[record.reason] += 1
         aside.quarantine(record.reason, record.where, record.detail)
 

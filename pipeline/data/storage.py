@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.documents import BadFile
 from pipeline.data.streams import is_absence, is_remote, named_errors, open_filesystem
 from pipeline.errors import DataError
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
+UNREAD_SUFFIXES = (".bz2", ".xz", ".lz4", ".zip", ".7z", ".br", ".snappy", ".zstd")
+"""Of compressed files that are not read."""
 HASHING_THREADS = 8
 """Files hashed at once; the hash lets other threads run, and disks like several readers."""
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "blob_id", "LastModified", "mtime", "created")
@@ -42,43 +45,50 @@ class SourceFile:
         return self.path.endswith(COMPRESSED_SUFFIXES)
 
 
-def find_all(locations: tuple[str, ...], suffixes: tuple[str, ...]) -> list[SourceFile]:
+def find_all(locations: tuple[str, ...], suffixes: tuple[str, ...], field: str) -> list[SourceFile]:
     """Find the files of several locations; of several, each gets its own prefix in the names.
 
     A location that does not exist among others that do is given as a missing file: what becomes
     of it is for the reader's policy. An empty file among others is a file without documents.
+
+    Args:
+        locations: Files, directories or globs, local or by URL.
+        suffixes: As `find_files` takes them.
+        field: The config field that names them, for messages.
 
     Raises:
         MissingSource: None of the locations exists.
         DataError: A location cannot be listed, or all that exist are empty.
     """
     if len(locations) == 1:
-        return find_files(locations[0], suffixes)
+        return find_files(locations[0], suffixes, field)
     files, absent = [], []
     for number, location in enumerate(locations):
         try:
-            found = _find(location, suffixes)
+            found = _find(location, suffixes, field)
         except MissingSource as exc:
             absent.append(exc)
             found = [SourceFile(path=location, name=location, num_bytes=0, is_missing=True)]
         files += [replace(file, name=f"{number:04d}/{file.name}") for file in found]
     if len(absent) == len(locations):
         raise absent[0]
-    return _not_all_empty(files, ", ".join(locations))
+    return _not_all_empty(files, ", ".join(locations), field)
 
 
-def find_files(location: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
+def find_files(location: str, suffixes: tuple[str, ...], field: str) -> list[SourceFile]:
     """Find the files of a source, sorted by name.
 
     Args:
         location: A file, a directory (searched to any depth, hidden names left out) or a glob.
         suffixes: Endings that count in a directory, each also with `.gz` and `.zst` behind it.
+        field: The config field that names the location, for messages.
 
     Raises:
         MissingSource: Nothing is there.
-        DataError: It cannot be listed, holds no such file, or all of them are empty.
+        DataError: It cannot be listed, holds no such file, or one that is called nearly so and
+            would be left out, or all of them are empty.
     """
-    return _not_all_empty(_find(location, suffixes), location)
+    return _not_all_empty(_find(location, suffixes, field), location, field)
 
 
 def describe_contents(files: Iterable[SourceFile]) -> list[dict[str, str]]:
@@ -95,11 +105,14 @@ def file_sha256(path: Path) -> str:
     """Give the sha256 of a file's bytes as they lie on disk.
 
     Raises:
-        DataError: The file cannot be read.
+        BadFile: It is not there.
+        DataError: It cannot be read.
     """
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError as exc:
+        raise BadFile("missing_file", f"cannot read {path}: it does not exist") from exc
     except OSError as exc:
         raise DataError(f"cannot read {path}: {exc.strerror or exc}") from exc
 
@@ -111,42 +124,56 @@ def local_copy_name(location: str) -> str:
     return str(Path(location.removeprefix("file://")).expanduser().absolute())
 
 
-def _find(location: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
+def _find(location: str, suffixes: tuple[str, ...], field: str) -> list[SourceFile]:
     """Find files, empty ones too, sorted by name."""
     if is_remote(location):
-        return _find_remote(location, suffixes)
+        return _find_remote(location, suffixes, field)
     path = Path(location.removeprefix("file://")).expanduser().absolute()
     if path.is_file():
+        _check_named([str(path)], field)
         return [_source_file(path, path.parent)]
     if path.is_dir():
-        files = [_source_file(p, path) for p in _walk(path) if p.name.endswith(_wanted(suffixes))]
+        paths = list(_walk(path))
+        _check_left_out([str(p) for p in paths], f"directory {path}", suffixes, field)
+        files = [_source_file(p, path) for p in paths if p.name.endswith(_wanted(suffixes))]
         if not files:
-            raise _textless(f"directory {path}", suffixes)
+            raise _textless(f"directory {path}", suffixes, field)
         return _sorted(files)
     if glob.has_magic(str(path)):
-        found = [Path(p) for p in glob.glob(str(path), recursive=True) if not Path(p).is_dir()]
+        found = [p for p in glob.glob(str(path), recursive=True) if _may_be_file(Path(p))]
         if not found:
-            raise MissingSource(f"no file matches data.source.path={location!r}")
-        return _sorted(_source_file(p, _fixed_part(path)) for p in found)
-    raise MissingSource(f"{path} does not exist (data.source.path={location!r})")
+            raise MissingSource(f"no file matches {field}={location!r}")
+        _check_named(found, field)
+        return _sorted(_source_file(Path(p), _fixed_part(path)) for p in found)
+    raise MissingSource(f"{path} does not exist ({field}={location!r})")
 
 
-def _find_remote(location: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
+def _find_remote(location: str, suffixes: tuple[str, ...], field: str) -> list[SourceFile]:
+    if "::" in location:
+        raise DataError(
+            f"{field}={location!r} is a chain of drivers, which is not read; unpack the archive, "
+            "or name the files where they are stored"
+        )
     fs, inner = open_filesystem(location)
     infos = _list_remote(fs, inner, location)
     if not infos:
-        raise MissingSource(f"{location} holds no file, or does not exist")
+        raise MissingSource(f"{location} holds no file, or does not exist ({field})")
     is_named = inner in infos or glob.has_magic(inner)
     fixed = re.split(r"[*?\[]", inner, maxsplit=1)[0]
     root = fixed.rpartition("/")[0] if is_named else inner
-    files = []
-    for path, info in infos.items():
-        name = path.removeprefix(root.rstrip("/")).lstrip("/")
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if is_named or (not hidden and name.endswith(_wanted(suffixes))):
-            files.append(_remote_file(fs.unstrip_protocol(path), name, info))
+    names = {path: path.removeprefix(root.rstrip("/")).lstrip("/") for path in infos}
+    if is_named:
+        _check_named(infos, field)
+    else:
+        names = {p: n for p, n in names.items() if not n.startswith(".") and "/." not in n}
+        _check_left_out(names, location, suffixes, field)
+    files = [
+        _remote_file(fs.unstrip_protocol(path), name, infos[path])
+        for path, name in names.items()
+        if is_named or name.endswith(_wanted(suffixes))
+    ]
     if not files:
-        raise _textless(location, suffixes)
+        raise _textless(location, suffixes, field)
     return _sorted(files)
 
 
@@ -183,19 +210,55 @@ def _describe(file: SourceFile) -> dict[str, str]:
     if is_remote(file.path):
         known = {"name": file.name, "bytes": str(file.num_bytes)}
         return known if file.version is None else {**known, "version": file.version}
-    return {"name": file.name, "sha256": file_sha256(Path(file.path))}
+    try:
+        return {"name": file.name, "sha256": file_sha256(Path(file.path))}
+    except BadFile:
+        return {"name": file.name, "sha256": "missing"}
 
 
-def _not_all_empty(files: list[SourceFile], place: str) -> list[SourceFile]:
+def _not_all_empty(files: list[SourceFile], place: str, field: str) -> list[SourceFile]:
     if not any(file.num_bytes for file in files):
-        raise DataError(f"{place} is empty: it holds no text (data.source.path)")
+        raise DataError(f"{place} is empty: it holds no text ({field})")
     return files
 
 
-def _textless(place: str, suffixes: tuple[str, ...]) -> DataError:
+def _check_named(names: Iterable[str], field: str) -> None:
+    """Refuse files that were asked for and cannot be read.
+
+    Raises:
+        DataError: One is compressed in a way that is not read.
+    """
+    for name in names:
+        if name.lower().endswith(UNREAD_SUFFIXES):
+            raise DataError(
+                f"{name} is compressed in a way that is not read ({field}); "
+                f"unpack it, or compress it to {' or '.join(COMPRESSED_SUFFIXES)}"
+            )
+
+
+def _check_left_out(
+    names: Iterable[str], place: str, suffixes: tuple[str, ...], field: str
+) -> None:
+    """Refuse a directory of which text would be left out without a word.
+
+    Raises:
+        DataError: A file is called as one with text but for its case or its compression.
+    """
+    wanted = _wanted(suffixes)
+    similar = wanted + tuple(s + c for s in suffixes for c in UNREAD_SUFFIXES)
+    left_out = [n for n in names if not n.endswith(wanted) and n.lower().endswith(similar)]
+    if left_out:
+        raise DataError(
+            f"{place} holds {len(left_out)} files that would be left out, such as "
+            f"{min(left_out)}: read are names that end in {', '.join(wanted)}; "
+            f"rename or repack them, move them away, or name the files by a glob ({field})"
+        )
+
+
+def _textless(place: str, suffixes: tuple[str, ...], field: str) -> DataError:
     return DataError(
         f"{place} holds no text: none of its files is named *{', *'.join(_wanted(suffixes))}; "
-        "name the files by a glob if they are called otherwise"
+        f"name the files by a glob if they are called otherwise ({field})"
     )
 
 
@@ -206,8 +269,13 @@ def _wanted(suffixes: tuple[str, ...]) -> tuple[str, ...]:
 def _walk(directory: Path) -> Iterator[Path]:
     for path in directory.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        if not path.is_dir() and not hidden:
+        if _may_be_file(path) and not hidden:
             yield path
+
+
+def _may_be_file(path: Path) -> bool:
+    """Tell a file, or a link to none, from directories, pipes and sockets."""
+    return path.is_file() or not path.exists()
 
 
 def _sorted(files: Iterable[SourceFile]) -> list[SourceFile]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.config.data import SourceConfig, SyntheticConfig
-from pipeline.data.documents import Document, Piece
+from pipeline.data.documents import Document, Piece, Record, too_large
 from pipeline.data.sources import SPLIT_BYTES
 
 NAME = "synthetic"
@@ -19,9 +19,10 @@ SENTENCE_WORDS = 12
 class SyntheticSource:
     """Made-up words with Zipf's frequencies in documents of geometric length."""
 
-    def __init__(self, config: SourceConfig, max_document_bytes: int) -> None:
+    def __init__(self, config: SourceConfig, max_document_bytes: int, field: str) -> None:
         self._config = config.synthetic
-        del max_document_bytes  # documents of so many words do not come near it
+        self._limit_bytes = max_document_bytes
+        del field  # nothing can be wrong with what is made here
 
     def contents(self) -> list[dict[str, str]]:
         """Give nothing: the config says all."""
@@ -42,14 +43,19 @@ class SyntheticSource:
             for start in range(0, config.num_documents, step)
         ]
 
-    def read(self, piece: Piece) -> Iterator[Document]:
+    def read(self, piece: Piece) -> Iterator[Record]:
         """Make the documents of a range."""
+        piece.check_readable()
         words = [make_word(i) for i in range(self._config.vocabulary_words)]
         shares = 1.0 / np.arange(1, len(words) + 1)
         cumulative = np.cumsum(shares / shares.sum())
         for number in range(piece.start, piece.stop):
             text = make_text(self._config, number, words, cumulative)
-            yield Document(id=f"{NAME}-{number}", parts=(text,), source=NAME)
+            # The words are ASCII: as many bytes as characters.
+            if len(text) > self._limit_bytes:
+                yield too_large(f"{NAME} document {number}", len(text), self._limit_bytes)
+            else:
+                yield Document(id=f"{NAME}-{number}", parts=(text,), source=NAME)
 
 
 def make_text(

@@ -22,7 +22,11 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ZSTD_CHUNK_BYTES = 1 << 14
 """Kept small because zstd can expand its input some 30,000 times in one call."""
 LARGEST_WINDOW_BYTES = 1 << 31
-"""What `zstd --long=31` asks of a reader; the library's own limit is 1 << 27."""
+"""What `zstd --long=31` asks of a reader, as the dumps of Reddit do; the library's own limit is
+1 << 27, and no library reads a larger one."""
+COUNTED_BYTES = 256 << 20
+"""Bytes whose lines are counted to name one behind them: seconds of reading. Of a file of 100 GB,
+1,600 tasks would each read what stands before their part, 50 GB on average."""
 BORDER_CHUNK_BYTES = 1 << 16
 LARGEST_EXPANSION = 1000
 """Bytes that may come out of one byte of an archive. Text reaches 10, machine logs 100; gzip cannot
@@ -135,7 +139,7 @@ def cut_file(file: SourceFile, limit_bytes: int, border: bytes = b"\n") -> list[
 
 
 def where_of(piece: Piece, number: int) -> str:
-    """Name a line of a piece: file and line, from 1.
+    """Name a line of a piece: file and line, from 1; far behind in a file, from the piece's start.
 
     Lines before a piece are counted here, where somebody is told of one, so that a large file need
     not be read before it is cut.
@@ -145,6 +149,8 @@ def where_of(piece: Piece, number: int) -> str:
         number: Line in the piece, from 0.
     """
     is_range = piece.start > 0 and not piece.path.endswith(COMPRESSED_SUFFIXES)
+    if is_range and piece.start > COUNTED_BYTES:
+        return f"{piece.path}, line {number + 1} from byte {piece.start}"
     before = _lines_before(piece.path, piece.start) if is_range else 0
     return f"{piece.path}:{before + number + 1}"
 
@@ -208,6 +214,12 @@ def _zstd_chunks(stream: ByteStream, path: str) -> Iterator[bytes]:
                 data = frame.unused_data if frame.eof else b""
                 frame = None if frame.eof else frame
     except zstandard.ZstdError as exc:
+        if "too much memory" in str(exc):
+            raise BadFile(
+                "damaged_archive",
+                f"{path} asks for a zstd window above {LARGEST_WINDOW_BYTES:,} bytes, which no "
+                "library reads; compress it again with --long=27 or less",
+            ) from exc
         raise _damaged(path, str(exc)) from exc
     if frame is not None:
         raise _damaged(path, "it ends in a frame")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.config.batching import IGNORED_LABEL
 from pipeline.config.load import read_study
 from pipeline.config.study import StudyConfig
+from pipeline.data.loader import ValidationBatches
 from pipeline.data.shards import ShardSet, load_manifest
 from pipeline.study.plan import StudyPlan, plan_study
 from pipeline.study.timeline import Step, list_failures, read_timeline
@@ -79,26 +81,32 @@ def read_records(study_dir: Path) -> StudyRecords:
     )
 
 
-def measure_unigram(prepared_dir: Path, max_tokens: int | None = None) -> Baseline:
-    """Measure the entropy of single validation tokens.
+def measure_unigram(
+    prepared_dir: Path, sequence_tokens: int, max_tokens: int | None = None
+) -> Baseline:
+    """Measure the entropy of single validation tokens, those that evaluation scores.
 
     Args:
         prepared_dir: Directory of prepared shards.
-        max_tokens: Tokens to use from the start of the split; None uses all.
+        sequence_tokens: T of the runs.
+        max_tokens: Labels that evaluation scores; None scores all.
 
     Returns:
         The entropy in nats per token, end-of-document tokens included as in the validation loss.
 
     Raises:
-        DataError: The directory is not prepared.
+        DataError: The directory is not prepared, or holds less than one sample.
     """
     manifest = load_manifest(prepared_dir)
     shards = ShardSet(manifest, "validation")
-    tokens = shards.tokens(0, min(max_tokens or shards.num_tokens, shards.num_tokens))
-    counts = np.bincount(np.asarray(tokens, dtype=np.int64), minlength=manifest.vocab_size)
+    batches = ValidationBatches(shards, sequence_tokens, 1, 0, 1, max_tokens)
+    counts = np.zeros(manifest.vocab_size, dtype=np.int64)
+    for batch in batches:
+        scored = batch.labels[batch.labels != IGNORED_LABEL]
+        counts += np.bincount(scored, minlength=manifest.vocab_size)
     return Baseline(
         unigram_entropy_nats=entropy_nats(counts),
-        validation_tokens=len(tokens),
+        validation_tokens=batches.num_labels,
         train_tokens=manifest.splits["train"].tokens,
         vocab_size=manifest.vocab_size,
     )
@@ -113,7 +121,11 @@ def entropy_nats(counts: np.ndarray) -> float:
 def _measure_baseline(runs: list[RunRecord]) -> Baseline | None:
     for run in runs:
         if run.config.data.prepared_dir is not None:
-            return measure_unigram(run.config.data.prepared_dir, run.config.eval.max_tokens)
+            return measure_unigram(
+                run.config.data.prepared_dir,
+                run.config.train.sequence_tokens,
+                run.config.eval.max_tokens,
+            )
     return None
 
 

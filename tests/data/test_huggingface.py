@@ -90,7 +90,7 @@ def test_a_dataset_that_comes_as_a_script_is_an_error_of_ours(tmp_path: Path) ->
     directory = tmp_path / "scripted"
     directory.mkdir()
     (directory / "scripted.py").write_text("raise SystemExit('this was run')\n")
-    with pytest.raises(DataError, match=r"of dataset .*scripted: .*scripts"):
+    with pytest.raises(DataError, match=r"of dataset .*scripted .*scripts"):
         read_all(directory)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.data import SourceConfig
+from pipeline.config.data import DataConfig, SourceConfig
 from pipeline.data import parquet, plain_text
 from pipeline.data.documents import BadFile, BadRecord, Document, trusted
-from pipeline.data.sources import Source, build_source
+from pipeline.data.sources import Source, build_source, build_sources
 from pipeline.data.storage import MissingSource
 from pipeline.errors import DataError
 
@@ -84,6 +84,21 @@ def test_an_id_that_is_not_utf8_is_a_bad_record(tmp_path: Path) -> None:
     assert "row 1: column 'id' is not UTF-8 text" in str(second)
 
 
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(BadFile, match="has 2 columns that are called 'text'"):
+        read_all(kind="parquet", path=str(tmp_path))
+
+
+def test_text_is_no_id() -> None:
+    with pytest.raises(ValueError, match="text_column and id_column are both 'body'"):
+        SourceConfig(kind="jsonl", path="a.jsonl", text_column="body", id_column="body")
+
+
 def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     Path(os.fsdecode(bytes(tmp_path / "a") + b"\xff.txt")).write_text("text")
     with pytest.raises(DataError, match=r"the file name b'.*a\\xff\.txt' is not UTF-8; rename it"):
@@ -103,7 +118,7 @@ def test_the_ranges_of_a_text_file_hold_all_of_it(tmp_path: Path, fields: dict[s
     path = tmp_path / "a.txt"
     path.write_text(text)
     border = b"\n" if "document" in fields else b"\n\n"
-    (file,) = plain_text.find_all((str(path),), (".txt",))
+    (file,) = plain_text.find_all((str(path),), (".txt",), "data.source.path")
     pieces = plain_text.file_pieces([file], 1000, border=border)
     assert len(pieces) > 5
     source = build(kind="text", path=str(path), **fields)
@@ -159,6 +174,31 @@ def test_a_location_that_is_missing_stays_missing_though_it_appears_later(
         list(source.read(second))
     assert caught.value.reason == "missing_file"
     assert digest == {"name": f"0001/{late}", "sha256": "missing"}
+
+
+def test_a_file_that_goes_before_it_is_cut_is_a_piece_with_a_flaw(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("line\n" * 100)
+    files = plain_text.find_all((str(tmp_path),), (".txt",), "data.source.path")
+    (tmp_path / "a.txt").unlink()
+    gone, *whole = plain_text.file_pieces(files, 100, border=b"\n")
+    assert gone.flaw == ("missing_file", f"{tmp_path}/a.txt does not exist")
+    assert {piece.path for piece in whole} == {f"{tmp_path}/b.txt"}
+    source = build(kind="text", path=str(tmp_path), document="line")
+    with pytest.raises(BadFile, match="does not exist"):
+        list(source.read(gone))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_message_names_the_field_of_the_source_that_it_is_about(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"a.{kind}"
+    write_kind(path, kind)
+    place = {"kind": kind, "path": str(path), "text_column": "body"}
+    source = build_sources(DataConfig.model_validate({"sources": {"web": place}}))["web"]
+    with pytest.raises(DataError, match=r"set data\.sources\.web\.text_column"):
+        [d for piece in source.pieces() for d in trusted(source.read(piece))]
 
 
 def write_kind(path: Path, kind: str) -> None:

@@ -253,11 +253,21 @@ def test_every_validation_token_but_the_first_is_scored_once_over_all_ranks(
     assert scored == Counter(range(1, num_tokens))
 
 
-def test_max_tokens_scores_that_many_labels_from_the_start(make_prepared: Make) -> None:
-    batches = ValidationBatches(validation(make_prepared, 100), T, 2, 0, 1, max_tokens=10)
-    labels = np.concatenate([batch.labels.ravel() for batch in batches])
-    assert labels[labels != -100].tolist() == list(range(1, 11))
-    assert len(batches) == 2
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_max_tokens_scores_that_many_labels_spread_over_the_split(
+    make_prepared: Make, world_size: int
+) -> None:
+    shards = validation(make_prepared, 10 * T + 1)
+    scored: list[int] = []
+    for rank in range(world_size):
+        batches = ValidationBatches(shards, T, 2, rank, world_size, max_tokens=2 * T + 2)
+        for batch in batches:
+            scored += batch.labels[batch.labels != -100].tolist()
+    # Samples 0, 3 and 6 of ten, the last with two labels.
+    starts = [0, 3 * T, 6 * T]
+    lengths = [T, T, 2]
+    expected = [s + i + 1 for s, n in zip(starts, lengths, strict=True) for i in range(n)]
+    assert sorted(scored) == expected
 
 
 def test_a_validation_split_below_one_sample_says_what_to_do(make_prepared: Make) -> None:

@@ -52,8 +52,8 @@ def test_what_is_no_object_has_no_fields(line: bytes) -> None:
     assert json_fields(line) is None
 
 
-def read_one(path: Path, **fields: str | None) -> Document | BadRecord:
-    source = JsonlSource(SourceConfig(kind="jsonl", path=str(path), **fields), 1 << 30)
+def read_one(path: Path) -> Document | BadRecord:
+    source = JsonlSource(SourceConfig(kind="jsonl", path=str(path)), 1 << 30, "data.source")
     (piece,) = source.pieces()
     (record,) = source.read(piece)
     return record
@@ -97,3 +97,12 @@ def test_a_long_line_is_bad_for_the_same_reasons_as_a_short_one(
     short = read_one(path)
     assert isinstance(short, BadRecord)
     assert short.reason == reason
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "[1, Infinity]"])
+def test_numbers_that_python_writes_and_json_lacks_are_read(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"id": "one", "text": "x", "score": {number}}}\n')
+    document = read_one(path)
+    assert isinstance(document, Document)
+    assert (document.id, document.text) == ("one", "x")

@@ -220,7 +220,7 @@ def test_an_id_given_twice_is_refused_by_place_and_made_ids_are_the_way_out(
     local_ray: None, config: DataConfig, good: Path, make_config: Make, tmp_path: Path
 ) -> None:
     (good / "more.jsonl").write_bytes(lines_of(GOOD[7].replace("words", "other words")))
-    with pytest.raises(DataError, match=r"more\.jsonl, record 0: the id 'good7' has been given"):
+    with pytest.raises(DataError, match=r"more\.jsonl, record 1: the id 'good7' has been given"):
         prepare(config)
     config = make_config(good, tmp_path / "out", source={"id_column": None})
     assert prepare(config).splits["train"].documents > 10

@@ -354,8 +354,10 @@ def test_a_text_survives_when_its_first_copy_has_an_id_that_was_given_before(
     ]
     assert texts.count(unique) == 1
     assert len(texts) == 13
-    with pytest.raises(DataError, match="the id 'd0' has been given before"):
-        prepare(config.model_copy(update={"on_bad_input": "fail", "output_dir": tmp_path / "o"}))
+    fields = {"sources": {"mine": config.source}, "output_dir": tmp_path / "o"}
+    named = config.model_copy(update={**fields, "on_bad_input": "fail"})
+    with pytest.raises(DataError, match=r"the id 'd0' .* \(data\.sources\.mine\.id_column=null\)"):
+        prepare(named)
 
 
 def test_a_split_made_again_leaves_no_shard_that_it_has_lost(

@@ -65,6 +65,21 @@ def test_what_is_not_there_is_named(memory: Any) -> None:
         build("nonsense://x").pieces()
 
 
+def test_text_that_would_be_left_out_of_a_store_is_refused_unless_hidden(memory: Any) -> None:
+    memory.pipe("/corpus/one.jsonl", DATA)
+    memory.pipe("/corpus/.old/two.jsonl.xz", b"x")
+    assert len(build("memory://corpus").pieces()) == 1
+    memory.pipe("/corpus/three.jsonl.xz", b"x")
+    with pytest.raises(DataError, match="1 files .* such as .*three.jsonl.xz"):
+        build("memory://corpus").pieces()
+
+
+def test_a_chain_of_drivers_is_refused_by_its_field() -> None:
+    for chain in ("zip://a.jsonl::memory://x.zip", "simplecache::memory://corpus/one.jsonl"):
+        with pytest.raises(DataError, match=r"data\.source\.path='.*' is a chain of drivers"):
+            build(chain).pieces()
+
+
 def put_files(directory: Path) -> None:
     import boto3
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.data import SourceConfig
+from pipeline.config.data import DataConfig, SourceConfig
 from pipeline.data import SOURCES, sources
 from pipeline.data.documents import Document, Piece, made_id, trusted
 from pipeline.data.jsonl import read_jsonl
-from pipeline.data.sources import build_source, plan_splits
+from pipeline.data.sources import build_source, build_sources, check_listed, plan_splits
 from pipeline.data.storage import file_sha256, find_files
 from pipeline.data.text_files import cut_file
 from pipeline.errors import DataError
@@ -87,7 +87,7 @@ def test_the_ranges_of_a_file_give_its_documents(
 ) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", [{"text": f"text {i}"} for i in range(100)])
     whole = read_all(kind="jsonl", path=str(path))
-    (file,) = find_files(str(path), (".jsonl",))
+    (file,) = find_files(str(path), (".jsonl",), "data.source.path")
     parts = [
         document
         for start, stop in cut_file(file, 200)
@@ -96,6 +96,7 @@ def test_the_ranges_of_a_file_give_its_documents(
             "text",
             "id",
             1 << 20,
+            field="data.source",
         )
     ]
     assert parts == whole
@@ -139,6 +140,32 @@ def test_a_text_file_is_a_document_unless_it_is_to_be_cut(tmp_path: Path) -> Non
     cut = read_all(kind="text", path=str(tmp_path), document_bytes=1)
     assert [d.text for d in cut] == ["a", "b\r\n\r\n", "c"]
     assert len({d.id for d in cut}) == 3
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "text"])
+def test_a_file_that_comes_or_goes_between_hashing_and_cutting_is_refused(
+    tmp_path: Path, kind: str
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    suffix = {"text": "txt"}.get(kind, kind)
+    for name in "ab":
+        path = tmp_path / f"{name}.{suffix}"
+        if kind == "parquet":
+            pq.ParquetWriter(path, pa.schema([("text", pa.string())])).close()
+            assert pq.ParquetFile(path).num_row_groups == 0
+        else:
+            path.write_text('{"text": "x"}\n')
+    data = DataConfig.model_validate({"sources": {"web": {"kind": kind, "path": str(tmp_path)}}})
+    sources = build_sources(data)
+    contents = {"web": sources["web"].contents()}
+    check_listed(data, plan_splits(sources), contents)
+    (tmp_path / f"a.{suffix}").rename(tmp_path / f"c.{suffix}")
+    with pytest.raises(DataError, match=rf"2 files of data\.sources\.web\.path .* a\.{suffix};"):
+        check_listed(data, plan_splits(sources), contents)
+    if kind == "parquet":
+        assert [r for p in sources["web"].pieces() for r in sources["web"].read(p)] == []
 
 
 def test_small_files_share_a_split_and_large_ones_are_cut(

@@ -1,20 +1,24 @@
 """Finding files, and reading compressed streams that are not whole."""
 
 import gzip
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from pipeline.data.storage import SourceFile, find_files
-from pipeline.data.text_files import cut_file, read_chunks, split_lines
+from pipeline.data.documents import BadFile, Piece, record_place
+from pipeline.data.storage import SourceFile, describe_contents, find_files
+from pipeline.data.text_files import COUNTED_BYTES, cut_file, read_chunks, split_lines, where_of
 from pipeline.errors import DataError
 
 DATA = "".join(f"line {i} na\u00efve {i * i}\n" for i in range(60_000)).encode()
 
 
 def names(location: Path | str, *suffixes: str) -> list[str]:
-    return [file.name for file in find_files(str(location), suffixes or (".txt",))]
+    files = find_files(str(location), suffixes or (".txt",), "data.source.path")
+    return [file.name for file in files]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
@@ -45,6 +49,14 @@ def test_a_zstd_frame_with_the_longest_window_is_read(tmp_path: Path) -> None:
     block = (len(b"line\n") << 3 | 1).to_bytes(3, "little")
     (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00\xa8" + block + b"line\n")
     assert b"".join(read_chunks(str(tmp_path / "a.txt.zst"))) == b"line\n"
+
+
+def test_a_zstd_frame_with_a_longer_window_is_refused_by_its_window(tmp_path: Path) -> None:
+    # A window of 9/8 of 2^31 bytes, the next one that the format can ask for.
+    block = (len(b"line\n") << 3 | 1).to_bytes(3, "little")
+    (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00\xa9" + block + b"line\n")
+    with pytest.raises(BadFile, match="window above 2,147,483,648 bytes.*--long=27"):
+        list(read_chunks(str(tmp_path / "a.txt.zst")))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -86,6 +98,50 @@ def test_a_glob_takes_what_it_matches_whatever_the_suffix(tmp_path: Path) -> Non
         (tmp_path / name).write_bytes(b"x")
     assert names(f"{tmp_path}/*/*.log") == ["x/1.log", "x/2.log", "y/3.log"]
     assert names(f"{tmp_path}/**/4.txt") == ["y/4.txt"]
+
+
+def test_a_file_that_goes_before_it_is_hashed_is_missing_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    files = find_files(str(tmp_path), (".txt",), "data.source.path")
+    (tmp_path / "a.txt").unlink()
+    assert describe_contents(files) == [{"name": "a.txt", "sha256": "missing"}]
+
+
+@pytest.mark.parametrize("name", ["b.txt.xz", "b.TXT", "b.txt.GZ", "sub/b.txt.bz2", "b.txt.zstd"])
+def test_a_directory_of_which_text_would_be_left_out_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sub").mkdir()
+    for each in ("a.txt", name):
+        (tmp_path / each).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"1 files .* such as .*{name}.*data.source.path"):
+        names(tmp_path)
+    assert names(f"{tmp_path}/a.txt") == ["a.txt"]
+
+
+def test_a_compression_that_is_not_read_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.bz2").write_bytes(b"BZh9")
+    for location in (tmp_path / "a.jsonl.bz2", f"{tmp_path}/*.bz2"):
+        with pytest.raises(DataError, match="a.jsonl.bz2 is compressed in a way .*data.source"):
+            names(location)
+
+
+def test_pipes_are_left_alone_and_links_to_nothing_are_missing_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "nothing")
+    (tmp_path / "c.txt").write_bytes(b"x")
+    assert names(tmp_path) == ["b.txt", "c.txt"]
+    assert names(f"{tmp_path}/*") == ["b.txt", "c.txt"]
+
+
+def test_lines_far_behind_in_a_file_are_named_without_reading_what_stands_before() -> None:
+    start = COUNTED_BYTES + 1
+    piece = Piece(path="/nowhere/a.jsonl", name="a", start=start, stop=start + 9, weight_bytes=9)
+    assert where_of(piece, 4) == f"/nowhere/a.jsonl, line 5 from byte {start}"
+
+
+def test_a_record_is_counted_from_one_in_its_part_of_the_file() -> None:
+    piece = Piece(path="/a.jsonl", name="a", start=0, stop=9, weight_bytes=9)
+    assert record_place(piece, 4) == "/a.jsonl, record 5"
+    assert record_place(replace(piece, start=7), 0) == "/a.jsonl from 7 on, record 1"
 
 
 def test_missing_empty_and_textless_places_are_errors(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_text_and_reasons_of_a_corpus_cannot_draw_on_the_terminal() -> None:
     assert escape_controls("caf\u00e9 \u202eabc\t\udc80") == "caf\u00e9 \\u202eabc\\t?"
 
 
+def test_files_left_out_whole_are_named_up_to_a_number() -> None:
+    assert any(line.split() == ["a.gz:", "truncated"] for line in lines_of(FACTS))
+    many = [{"name": f"\x1b{i}.gz", "reason": "truncated", "message": ""} for i in range(12)]
+    lines = lines_of(FACTS | {"bad_files": many})
+    assert sum(".gz: truncated" in line for line in lines) == 10
+    assert any("\\x1b9.gz" in line for line in lines)
+    assert any("stand in manifest.json" in line for line in lines)
+
+
 def test_nothing_left_out_and_no_samples_leave_no_tables() -> None:
     empty = dict.fromkeys(("dropped_documents", "quarantined_documents", "bad_files", "samples"))
     text = "\n".join(lines_of(FACTS | empty))
