@@ -5,7 +5,7 @@ Symbols: `d` width, `L` depth, `T` sequence tokens, `V` vocabulary, `f` feed-for
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config.model_base import TRAINING_PASSES, ModelBase, ParameterCount
 
@@ -15,17 +15,59 @@ class GptConfig(ModelBase):
 
     family: Literal["gpt"] = "gpt"
     """Discriminates the model union."""
-    positions: Literal["rope", "learned", "none"] = "rope"
-    """Rotary (Su et al. 2021), a learned table of `max_positions` rows, or none."""
+    positions: Literal["rope", "learned", "none", "alibi"] = "rope"
+    """Rotary (Su et al. 2021), a learned table of `max_positions` rows, none, or a penalty on
+    scores that grows with the distance (Press et al. 2022)."""
+    rope_base: float = Field(default=10_000.0, gt=1.0)
+    """Ratio of the fastest to the slowest rotation (Su et al. 2021, section 3.2.2); longer contexts
+    take more, as Llama 3 with 500,000."""
+    kv_heads: int | None = Field(default=None, ge=1)
+    """Heads of keys and values, each shared by heads / kv_heads query heads (Ainslie et al. 2023);
+    divides the heads; None takes `heads`."""
+    qk_norm: bool = False
+    """Whether queries and keys pass an RMSNorm of the head's width before they are rotated, so that
+    scores cannot grow without bound (Dehghani et al. 2023, section 2)."""
+    window_tokens: int | None = Field(default=None, ge=1)
+    """Number of most recent positions, the own one included, that attention sees; None sees all."""
+    biases: bool = False
+    """Whether the matrices of attention and feed-forward have biases, as in GPT-2."""
+    causal: bool = True
+    """Whether a position sees earlier ones only; False sees both sides, for experiments on order,
+    and cannot generate."""
+
+    @model_validator(mode="after")
+    def _kv_heads_divide_heads(self) -> Self:
+        if self.heads % self.resolved_kv_heads:
+            legal = [count for count in range(1, self.heads + 1) if self.heads % count == 0]
+            raise ValueError(
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}; "
+                f"legal: {', '.join(map(str, legal))}, or null for {self.heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _window_fits_positions(self) -> Self:
+        if self.window_tokens is not None and self.window_tokens > self.max_positions:
+            raise ValueError(
+                f"window_tokens={self.window_tokens} is longer than "
+                f"max_positions={self.max_positions}; "
+                f"nearest: {self.max_positions}, or null to see all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rope_needs_even_heads(self) -> Self:
         if self.positions == "rope" and self.head_width % 2:
             raise ValueError(
                 f"positions=rope rotates pairs, but width/heads={self.head_width} is odd; "
-                f"choose heads so that width/heads is even, or positions=learned"
+                f"choose heads so that width/heads is even, or another of positions"
             )
         return self
+
+    @property
+    def resolved_kv_heads(self) -> int:
+        """Heads of keys and values with the default filled in."""
+        return self.kv_heads if self.kv_heads is not None else self.heads
 
     def num_parameters(self, vocab_size: int) -> ParameterCount:
         """Count the parameters.
