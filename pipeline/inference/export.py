@@ -122,9 +122,10 @@ def _write(loaded: LoadedModel, config: ModelConfig, plan: ExportPlan, directory
     save_file(tensors, str(directory / WEIGHTS_NAME), metadata={"format": "pt"})
     end_id = codec.facts.end_of_document_id
     _write_json(directory / CONFIG_NAME, tree)
-    _write_json(
-        directory / "generation_config.json", {"bos_token_id": end_id, "eos_token_id": end_id}
-    )
+    generation = {"bos_token_id": end_id, "eos_token_id": end_id}
+    if plan.format == "tandem":
+        generation["use_cache"] = False
+    _write_json(directory / "generation_config.json", generation)
     _write_json(directory / "tokenizer_config.json", tokenizer_config(codec, config.max_positions))
     (directory / "tokenizer.json").write_text(codec.facts.tokenizer_json, encoding="utf-8")
 
