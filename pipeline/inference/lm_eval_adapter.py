@@ -169,13 +169,7 @@ def evaluate_tasks(
     Raises:
         ConfigError: A task is unknown.
     """
-    manager = TaskManager(include_path=str(include) if include is not None else None)
-    unknown = [name for name in tasks if not manager.match_tasks([name])]
-    if unknown:
-        raise ConfigError(
-            f"lm-evaluation-harness knows no task {', '.join(unknown)}; list them with "
-            "`lm_eval ls tasks`, or name a directory of your own with --include"
-        )
+    manager = find_tasks(tasks, include)
     answer = evaluator.simple_evaluate(
         model=TandemLM(loaded=loaded),
         tasks=list(tasks),
@@ -185,6 +179,26 @@ def evaluate_tasks(
         bootstrap_iters=0,
     )
     return {name: _plain(scores.items()) for name, scores in answer["results"].items()}
+
+
+def find_tasks(tasks: Sequence[str], include: Path | None) -> TaskManager:
+    """Give the index in which all tasks stand; reading the harness's own takes seconds.
+
+    Raises:
+        ConfigError: A task is in neither.
+    """
+    if include is not None:
+        own = TaskManager(include_path=str(include), include_defaults=False)
+        if all(own.match_tasks([name]) for name in tasks):
+            return own
+    manager = TaskManager(include_path=str(include) if include is not None else None)
+    unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        raise ConfigError(
+            f"lm-evaluation-harness knows no task {', '.join(unknown)}; list them with "
+            "`lm_eval ls tasks`, or name a directory of your own with --include"
+        )
+    return manager
 
 
 def _plain(scores: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pipeline.inference.generate import (
     plan_room,
 )
 from pipeline.inference.sampling import SamplingConfig, next_token
+from pipeline.inference.text import UNKNOWN
 from pipeline.models import build_model
 from pipeline.models.base import LanguageModel
 from tests.inference.conftest import Made
@@ -124,14 +125,22 @@ def test_a_model_that_sees_what_follows_is_refused() -> None:
 
 def test_pieces_of_text_add_up_to_the_text_of_the_tokens(made: Made) -> None:
     trained = made.load()
-    config = GenerationConfig(max_tokens=40, seed=1)
-    shown = ["", ""]
-    for number, piece, state in continue_texts(trained, ["The old", ""], config):
-        shown[number] += piece
-        final = state if number == 0 else None
-        last = final or state
-        assert last.text == shown[number]
-    for number, state_text in enumerate(shown):
-        assert state_text, number
-    decoded = trained.codec.decode(state.token_ids)
-    assert decoded.startswith(state.text)
+    prompts = ["The old", "", "日本"]
+    shown = [""] * len(prompts)
+    states = {}
+    for seed in range(3):
+        config = GenerationConfig(max_tokens=40, seed=seed)
+        shown = [""] * len(prompts)
+        for number, piece, state in continue_texts(trained, prompts, config):
+            shown[number] += piece
+            states[number] = state
+        for number, state in states.items():
+            decoded = trained.codec.decode(state.token_ids)
+            # A character that is not complete at the end is not shown.
+            assert decoded.rstrip(UNKNOWN) == shown[number].rstrip(UNKNOWN)
+            assert state.text == shown[number]
+            assert state.ended_document == (
+                state.token_ids[-1] == trained.codec.facts.end_of_document_id
+            )
+            assert len(state.token_ids) == 40 or state.ended_document
+    assert any(shown)

@@ -133,7 +133,7 @@ def test_an_exported_gpt_scores_as_the_harness_scores_it(
     )
     answer = simple_evaluate(
         model=theirs, tasks=["tandem_rivers"], bootstrap_iters=0, log_samples=False,
-        task_manager=TaskManager(include_path=str(tasks)),
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
     )  # fmt: skip
     own = evaluate_tasks(trained, ["tandem_rivers"], tasks)["tandem_rivers"]
     for metric in ("acc,none", "acc_norm,none"):
