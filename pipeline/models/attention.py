@@ -207,35 +207,3 @@ def attend_plainly(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sight: Sight)
         scores_BHTS = scores_BHTS + mask
     weights_BHTS = scores_BHTS.softmax(dim=3).to(v_BGSK.dtype)
     return (weights_BHTS.view_as(scores_BGNS) @ v_BGSK).view_as(q_BHTK)
-
-
-class CausalAttention(nn.Module):
-    """Attention of every position over itself and earlier ones, for the LSTM family."""
-
-    def __init__(self, width: int, heads: int, window_tokens: int | None = None) -> None:
-        super().__init__()
-        self.heads = heads
-        self.window_tokens = window_tokens
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-
-    def initialize(self, generator: Generator, residual_scale: float) -> None:
-        """Draw the matrices; the one that writes to the residual stream is scaled down."""
-        initialize_linear(self.qkv, 0.02, generator)
-        initialize_linear(self.out, 0.02 * residual_scale, generator)
-
-    def forward(self, x_BTD: Tensor, seen_B1TT: Tensor | None = None) -> Tensor:
-        """Give the attended values."""
-        q_BHTK, k_BHTK, v_BHTK = (
-            part_BTD.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for part_BTD in self.qkv(x_BTD).chunk(3, dim=2)
-        )
-        window = self.window_tokens
-        if seen_B1TT is None and window is not None and window < x_BTD.shape[1]:
-            times_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
-            seen_B1TT = seen_mask(times_T, times_T, window, is_causal=True)
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BHTK, v_BHTK, attn_mask=seen_B1TT, is_causal=seen_B1TT is None
-        )
-        y_BTD: Tensor = self.out(y_BHTK.transpose(1, 2).flatten(2))
-        return y_BTD

@@ -46,7 +46,7 @@ class LanguageModel(nn.Module):
         if not config.tied_head:
             self.head_VD = nn.Parameter(torch.empty(vocab_size, config.width))
         self.is_tied = config.tied_head
-        self.final_norm = build_norm(config)
+        self.final_norm: nn.RMSNorm | nn.LayerNorm | nn.Identity = build_norm(config)
 
     def forward(self, inputs_BT: Tensor, labels_BT: Tensor | None = None) -> Tensor:
         """Give logits, or with labels the loss of each token.
@@ -129,6 +129,8 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.embedding_VD, std=self.init_std, generator=generator)
         if not self.is_tied:
             nn.init.normal_(self.head_VD, std=self.init_std, generator=generator)
+        if isinstance(self.final_norm, nn.Identity):
+            return
         self.final_norm.reset_parameters()
         width = self.embedding_VD.shape[1]
         gain = min(1.0, INITIAL_LOGIT_STD / (self.init_std * math.sqrt(width)))

@@ -61,7 +61,3 @@ def residual_scale(num_layers: int) -> float:
     Source: Radford et al. 2019, section 2.3.
     """
     return 1 / math.sqrt(2 * num_layers)
-
-
-INIT_STD = 0.02
-"""Standard deviation of matrices at the start. Source: Radford et al. 2019, GPT-2 code."""

@@ -36,6 +36,7 @@ def grid(**options: list[Any]) -> list[dict[str, Any]]:
 
 
 SHARED = {"norm": ["rmsnorm", "layernorm"], "activation": ["gelu", "swiglu"]}
+VANILLA = {"backbone": "vanilla", "feed_forward": False, "init_std": 0.2}
 ARMS = {
     "gpt": grid(positions=["rope", "learned", "none"], feed_forward_width=[None, 20], **SHARED),
     "lstm_attention": [
@@ -49,7 +50,15 @@ ARMS = {
                 {"window_tokens": 4},
             ],
         )
-    ],
+    ]
+    + [
+        {**cell, **attention}
+        for cell, attention in itertools.product(
+            [{"cell": "gru"}, {"cell": "elman"}, {"cell": "min_lstm"}, VANILLA],
+            [{"attention": "dot"}, {"attention": "additive", "window_tokens": 4}],
+        )
+    ]
+    + [{"input_feeding": True, "attention": "dot"}, {"tied_head": False, "forget_bias": "chrono"}],
 }
 """Family to its option combinations; a family without an entry runs with its defaults."""
 
@@ -77,6 +86,11 @@ def config_of(family: str, **fields: Any) -> Any:
     return TypeAdapter(ModelConfig).validate_python({"family": family, **SIZE, **fields})
 
 
+def num_steps(arm: dict[str, Any]) -> int:
+    """Give the steps in which a batch is learnt; a plain stack is slower."""
+    return 120 if arm.get("backbone") == "vanilla" else 60
+
+
 def random_tokens(num_samples: int, num_tokens: int = TOKENS, vocab_size: int = VOCAB) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     return torch.randint(vocab_size, (num_samples, num_tokens), generator=generator)
@@ -99,7 +113,7 @@ def test_closed_form_parameter_count_equals_the_counted_one(
 ) -> None:
     model = make(family, **arm)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    tables = sum(counts.get(name, 0) for name in ("embedding_VD", "positions_PD"))
+    tables = sum(counts.get(name, 0) for name in ("embedding_VD", "positions_PD", "head_VD"))
     closed = config_of(family, **arm).num_parameters(VOCAB)
     assert closed.total == sum(counts.values())
     assert closed.non_embedding == sum(counts.values()) - tables
@@ -147,7 +161,7 @@ def test_documents_kept_apart_are_learnt_by_every_parameter(
     tokens[:, [4, 8]] = END
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for _ in range(60):
+    for _ in range(num_steps(arm)):
         loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -183,7 +197,7 @@ def test_one_repeated_batch_is_learnt(family: str, arm: dict[str, Any]) -> None:
     model = make(family, **{**arm, "width": 32})
     tokens = random_tokens(2, TOKENS + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):
+    for _ in range(num_steps(arm)):
         loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
         optimizer.zero_grad()
         loss.backward()
