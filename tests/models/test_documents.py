@@ -17,12 +17,13 @@ from pipeline.config.lstm import LstmConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import DocumentsConfig
 from pipeline.models import build_model
-from pipeline.models.attention import rotary_table
+from pipeline.models.attention import Sight
 from pipeline.models.base import LanguageModel
 from pipeline.models.cells import build_cell
 from pipeline.models.documents import Borders, DocumentRule, cut, positions_in
 from pipeline.models.gpt import GptBlock, GptLM
 from pipeline.models.lstm import LstmAttentionLM, RecurrentLayer
+from pipeline.models.positions import rotary_table
 
 VOCAB, END = 50, 7
 SIZE = {"width": 16, "depth": 2, "heads": 2, "max_positions": 12}
@@ -90,18 +91,17 @@ def loop_gpt(model: GptLM, x_1TD: Tensor, lengths: list[int], switches: Document
         for start, stop in spans(lengths)
         for time in range(start, stop)
     ]
-    rotation = None
-    if model.config.positions == "rope":
-        tables = rotary_table(12, model.config.head_width, torch.device("cpu"))
-        cos_TR, sin_TR = (torch.stack([table[p] for p in positions]) for table in tables)
-        rotation = cos_TR, sin_TR
     if model.config.positions == "learned":
         x_1TD = x_1TD + torch.stack([model.positions_PD[p] for p in positions])
     for block in cast("Iterable[GptBlock]", model.blocks):
         pieces = []
         for start, stop in spans(lengths) if switches.mask_attention else [(0, 12)]:
-            part = None if rotation is None else tuple(table[start:stop] for table in rotation)
-            pieces.append(block(x_1TD[:, start:stop], part, None))
+            rotation = None
+            if model.config.positions == "rope":
+                times = torch.tensor(positions[start:stop])
+                rotation = rotary_table(times, model.config.head_width, model.config.rope_base)
+            sight = Sight(mask=None, is_causal=True, rotation=rotation)
+            pieces.append(block(x_1TD[:, start:stop], sight))
         x_1TD = torch.cat(pieces, dim=1)
     return x_1TD
 
