@@ -1,0 +1,57 @@
+"""Arms of the LSTM family under real ZeRO over two ranks, against the torch oracle."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.schema import RunConfig
+from pipeline.training.distributed import RankContext
+from tests.training.cases import my_batches, small_engine, small_run
+from tests.training.rank_pool import RankPool
+
+pytestmark = pytest.mark.slow
+
+ARMS: dict[str, dict[str, Any]] = {
+    # What draws masks, recomputes in backward, or calls a layer once a token.
+    "regularised": {
+        "attention": "additive",
+        "dropout": 0.1,
+        "input_dropout": 0.2,
+        "weight_drop": 0.3,
+        "forget_bias": "chrono",
+    },
+    "fed": {"attention": "dot", "input_feeding": True},
+    "scan": {"cell": "min_lstm", "hidden_width": 24, "window_tokens": 5},
+    "vanilla": {
+        "backbone": "vanilla",
+        "feed_forward": False,
+        "attention": "dot",
+        "cell": "gru",
+        "init_std": 0.2,
+    },
+}
+
+
+def losses_and_norms(ranks: RankContext, run: RunConfig, name: str) -> list[float]:
+    # Masks come from the global generator, on each rank its own.
+    torch.manual_seed(100 + ranks.rank)
+    engine, _ = small_engine(ranks, run, name)
+    outcomes = [engine.train_step(my_batches(ranks, step), 3e-3) for step in range(3)]
+    assert all(outcome.applied for outcome in outcomes)
+    return [value for outcome in outcomes for value in (outcome.loss, outcome.grad_norm)]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_curves_of_every_arm_are_those_of_the_oracle_at_the_ends_of_zero(
+    two_ranks: RankPool, arm: str
+) -> None:
+    runs = [small_run("lstm_attention", stage, model=ARMS[arm]) for stage in (0, 0, 3)]
+    oracle, stage0, stage3 = (
+        two_ranks.run(losses_and_norms, run, name)
+        for run, name in zip(runs, ("torch", "deepspeed", "deepspeed"), strict=True)
+    )
+    assert oracle[0] == oracle[1]
+    for curve in (*stage0, *stage3):
+        assert curve == pytest.approx(oracle[0], rel=1e-4)
+    assert oracle[0][-2] != oracle[0][0]
