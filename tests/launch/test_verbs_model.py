@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pipeline.tracking.store import read_result
 from tests.inference.cases import FAMILIES, TEXTS, make_run
 from tests.launch.conftest import Cli
 
+ROOT = Path(__file__).resolve().parents[2]
 GREEDY = ("--temperature", "0", "--max-tokens", "6")
 
 
@@ -139,6 +142,32 @@ def test_a_lost_tokenizer_is_named(cli: Cli, run_dir: Path, tmp_path: Path) -> N
     (tmp_path / "copy" / "shards" / "tokenizer.json").unlink()
     answer = cli("generate", copy)
     assert (answer.code, "tokenizer.json" in answer.err) == (1, True)
+
+
+def documented_commands() -> list[str]:
+    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/inference.md")]
+    pattern = r"python -m launch ((?:generate|evaluate|export) runs/[^\n`]+)"
+    return sorted({command for text in texts for command in re.findall(pattern, text)})
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_a_documented_command_does_what_it_says(
+    command: str, cli: Cli, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "book.txt").write_text(TEXTS[0])
+    write_task(tmp_path / "tasks", "my_task")
+    monkeypatch.chdir(tmp_path)
+    # The model of the test has 64 positions.
+    words = shlex.split(command.replace("--context 512", "--context 32"))
+    answer = cli(*[str(run_dir) if word == "runs/gpt" else word for word in words])
+    assert answer.code == 0, answer.err
+
+
+def write_task(directory: Path, name: str) -> None:
+    source = ROOT / "tests" / "inference" / "tasks"
+    directory.mkdir()
+    text = (source / "rivers.yaml").read_text().replace("tandem_rivers", name)
+    (directory / f"{name}.yaml").write_text(text.replace("RIVERS", str(source / "rivers.jsonl")))
 
 
 @pytest.mark.slow
