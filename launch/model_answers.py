@@ -26,14 +26,15 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[str]:
         return list(given) or [""]
     try:
         data = sys.stdin.buffer.read() if file == STDIN else file.read_bytes()
-        lines = data.decode("utf-8").splitlines()
+        text = data.decode("utf-8")
     except OSError as exc:
         raise ConfigError(f"cannot read prompts from {file}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"prompts in {file} are not UTF-8 text: {exc}") from exc
-    if not lines:
+    if not text:
         raise ConfigError(f"{file} holds no prompt; write one in each line, an empty line for none")
-    return [*given, *lines]
+    lines = text.removesuffix("\n").split("\n")
+    return [*given, *(line.removesuffix("\r") for line in lines)]
 
 
 def show_continuations(

@@ -16,6 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from pipeline.errors import ConfigError
 from pipeline.inference.generate import GenerationConfig, generate
+from pipeline.inference.open_model import open_model
 from pipeline.inference.sampling import SamplingConfig
 from pipeline.inference.scoring import (
     Window,
@@ -31,7 +32,7 @@ DEFAULT_NEW_TOKENS = 256
 
 
 @register_model("tandem")
-class TandemLM(TemplateLM):  # type: ignore[misc, unused-ignore]
+class TandemLM(TemplateLM):  # type: ignore[misc]
     """A model of ours behind the interface of the harness.
 
     Contexts that are too long lose their beginning; an empty one is an end of document.
@@ -52,8 +53,6 @@ class TandemLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         """
         super().__init__()
         if loaded is None:
-            from pipeline.inference.open_model import open_model
-
             if path is None:
                 raise ConfigError("the model tandem needs path=DIR, a run, checkpoint or export")
             loaded = open_model(Path(path))

@@ -18,7 +18,7 @@ from pipeline.models.gpt import GptLM
 from pipeline.models.lstm import LstmAttentionLM
 
 
-class TandemConfig(PretrainedConfig):  # type: ignore[misc, unused-ignore]
+class TandemConfig(PretrainedConfig):  # type: ignore[misc]
     """The config.json of an exported model; `tandem` holds the config that it was trained with."""
 
     model_type = "tandem"
@@ -28,12 +28,11 @@ class TandemConfig(PretrainedConfig):  # type: ignore[misc, unused-ignore]
         super().__init__(**fields)
 
 
-class TandemForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc, unused-ignore]
+class TandemForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """One of our language models; generation has no cache and reads all text for each token."""
 
     config_class = TandemConfig
     base_model_prefix = "model"
-    _supports_sdpa = True
 
     def __init__(self, config: TandemConfig) -> None:
         super().__init__(config)

@@ -12,6 +12,7 @@ from pipeline.config.load import config_hash, dump_yaml
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import ShardManifest, ShardRecord, SplitName, SplitRecord, write_manifest
 from pipeline.data.tokenizer import TokenizerFacts, train_tokenizer
+from pipeline.inference.text import TextCodec
 from pipeline.models.base import LanguageModel
 from pipeline.training import checkpoint_files
 from pipeline.training.train import build_run_model
@@ -37,8 +38,6 @@ def tiny_tokenizer() -> TokenizerFacts:
 
 def make_shards(directory: Path, facts: TokenizerFacts) -> ShardManifest:
     """Write shards of the texts, by hand: both splits hold all of them."""
-    from pipeline.inference.text import TextCodec
-
     directory.mkdir(parents=True)
     codec = TextCodec(facts, END)
     tokens = [i for text in TEXTS for i in (*codec.encode(text), facts.end_of_document_id)]

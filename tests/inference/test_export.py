@@ -1,6 +1,8 @@
 """Exports beside the models that they came from, read by `transformers` and by our own loader."""
 
+import ast
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,14 @@ def test_the_sources_beside_an_export_are_ours_and_need_nothing_else() -> None:
         assert "pipeline." not in "".join(
             line for line in text.splitlines() if line.lstrip().startswith(("import", "from"))
         ), name
+        assert third_party(text) <= {"torch", "pydantic", "transformers"}, name
     for target in MODELS.values():
         module = target.partition(":")[0].removeprefix("pipeline.").replace(".", "_")
         assert f"tandem_{module}.py" in sources, "a family is missing from modeling_tandem"
+
+
+def third_party(source: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 0}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
