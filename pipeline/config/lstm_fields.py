@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from pipeline.config.model_base import ModelBase
 
+NUM_GATES = {"lstm": 4, "gru": 3, "elman": 1, "min_lstm": 3}
+"""Cell to the number g of vectors of width h that its input matrix gives."""
+
 
 class LstmFields(ModelBase):
     """What a decoder-only recurrent language model with at most one causal attention is."""

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.config.schema import RunConfig
+from pipeline.training import ENGINES
 from pipeline.training.distributed import RankContext
 from tests.training.cases import my_batches, small_engine, small_run
 from tests.training.rank_pool import RankPool
@@ -55,3 +57,17 @@ def test_curves_of_every_arm_are_those_of_the_oracle_at_the_ends_of_zero(
     for curve in (*stage0, *stage3):
         assert curve == pytest.approx(oracle[0], rel=1e-4)
     assert oracle[0][-2] != oracle[0][0]
+
+
+def scores_while_training(ranks: RankContext, run: RunConfig, name: str) -> bool:
+    engine, _ = small_engine(ranks, run, name)
+    batches = my_batches(ranks, 0)
+    engine.train_step(batches, 0.0)
+    scores = [engine.evaluate(batches[0]) for _ in range(2)]
+    return bool(np.array_equal(*scores))
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_evaluation_drops_nothing(two_ranks: RankPool, name: str) -> None:
+    run = small_run("lstm_attention", model=ARMS["regularised"])
+    assert two_ranks.run(scores_while_training, run, name) == [True, True]

@@ -1,0 +1,77 @@
+"""Closed form of the activations against what autograd really holds."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from pipeline.config.lstm import LstmConfig
+from pipeline.config.lstm_activations import backbone_values
+from pipeline.models import build_model
+from pipeline.models.documents import Borders
+from pipeline.models.lstm import LstmAttentionLM
+
+SIZE = {"width": 128, "depth": 2, "heads": 2}
+SAMPLES, TOKENS, VOCAB = 2, 32, 50
+BARE = {"feed_forward": False, "attention": "none"}
+VANILLA = {"feed_forward": False, "backbone": "vanilla"}
+
+EXACT: list[dict[str, Any]] = [
+    {"cell": "gru", **BARE},
+    {"cell": "min_lstm", "hidden_width": 192, "norm": "layernorm"},
+    {"cell": "min_lstm", "attention": "dot", "activation": "gelu", "window_tokens": 5},
+    {"cell": "min_lstm", "attention": "additive", "dropout": 0.1, "input_dropout": 0.1},
+    {"cell": "min_lstm", "window_tokens": 5, "depth": 3},
+    {"cell": "min_lstm", **VANILLA, "attention": "dot"},
+    {"cell": "gru", **VANILLA, "attention": "none"},
+    {"cell": "gru", "attention": "dot", "weight_drop": 0.1},
+    {"cell": "gru", "attention": "additive", "input_feeding": True},
+    {"cell": "gru", "attention": "dot", "input_feeding": True, "window_tokens": 3},
+]
+KERNELS: list[dict[str, Any]] = [
+    {},
+    {"hidden_width": 192, "feed_forward": False},
+    {**VANILLA, "attention": "none"},
+    {**VANILLA, "attention": "dot"},
+    {**VANILLA, "attention": "additive", "attention_after": "second_last"},
+    {"cell": "elman", "hidden_width": 192},
+    {"input_feeding": True},
+    {"cell": "gru", "attention": "dot", "input_feeding": True, "window_tokens": 3, **VANILLA},
+]
+"""What oneDNN's own workspace or a first step without a past makes a few percent of."""
+
+
+def saved_bytes(model: LstmAttentionLM) -> int:
+    """Bytes of the distinct storages behind what autograd holds, parameters left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    held: dict[int, int] = {}
+    alive = []
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(tensor)
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x_BTD = torch.randn(SAMPLES, TOKENS, model.config.width, requires_grad=True)
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        # Not a leaf, as the embedded tokens are none.
+        embedded_BTD = torch.nn.functional.dropout(x_BTD * 1.0, model.dropout)
+        model.final_norm(model.backbone(embedded_BTD, Borders()))
+    return sum(held.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "tolerance"), [*((a, 0.005) for a in EXACT), *((a, 0.03) for a in KERNELS)]
+)
+def test_activations_are_those_that_autograd_holds(
+    fields: dict[str, Any], tolerance: float
+) -> None:
+    config = LstmConfig.model_validate({**SIZE, **fields})
+    model = build_model(config, VOCAB, seed=0)
+    assert isinstance(model, LstmAttentionLM)
+    expected = 4 * backbone_values(config, SAMPLES, TOKENS)
+    assert expected == pytest.approx(saved_bytes(model), rel=tolerance)
