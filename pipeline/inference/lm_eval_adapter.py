@@ -188,16 +188,29 @@ def find_tasks(tasks: Sequence[str], include: Path | None) -> TaskManager:
     """
     if include is not None:
         own = TaskManager(include_path=str(include), include_defaults=False)
-        if all(own.match_tasks([name]) for name in tasks):
+        if not unknown_tasks(own, tasks):
             return own
     manager = TaskManager(include_path=str(include) if include is not None else None)
-    unknown = [name for name in tasks if not manager.match_tasks([name])]
-    if unknown:
+    check_tasks(manager, tasks)
+    return manager
+
+
+def check_tasks(manager: TaskManager, tasks: Sequence[str]) -> None:
+    """Refuse tasks that an index lacks.
+
+    Raises:
+        ConfigError: It lacks some; they are named.
+    """
+    if unknown := unknown_tasks(manager, tasks):
         raise ConfigError(
             f"lm-evaluation-harness knows no task {', '.join(unknown)}; list them with "
             "`lm_eval ls tasks`, or name a directory of your own with --include"
         )
-    return manager
+
+
+def unknown_tasks(manager: TaskManager, tasks: Sequence[str]) -> list[str]:
+    """List the tasks that an index lacks."""
+    return [name for name in tasks if not manager.match_tasks([name])]
 
 
 def _plain(scores: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from pipeline.errors import ConfigError
 from pipeline.inference.export import export_model, plan_export
-from pipeline.inference.lm_eval_adapter import TandemLM, evaluate_tasks
+from pipeline.inference.lm_eval_adapter import TandemLM, check_tasks, evaluate_tasks
 from tests.inference.cases import TEXTS
 from tests.inference.conftest import Made
 from tests.inference.test_scoring import plain_log_likelihoods
@@ -140,9 +140,11 @@ def test_an_exported_gpt_scores_as_the_harness_scores_it(
         assert own[metric] == pytest.approx(answer["results"]["tandem_rivers"][metric])
 
 
-def test_an_unknown_task_is_refused_by_name(made_runs: dict[str, Made], tasks: Path) -> None:
-    with pytest.raises(ConfigError, match="knows no task tandem_lakes"):
-        evaluate_tasks(made_runs["gpt"].load(), ["tandem_lakes"], tasks)
+def test_an_unknown_task_is_refused_by_name(tasks: Path) -> None:
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    check_tasks(manager, ["tandem_rivers"])
+    with pytest.raises(ConfigError, match=r"knows no task tandem_lakes; list them"):
+        check_tasks(manager, ["tandem_rivers", "tandem_lakes"])
 
 
 def test_the_adapter_is_found_by_its_name() -> None:
