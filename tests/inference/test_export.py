@@ -40,6 +40,10 @@ CONFIGS: dict[str, tuple[ModelConfig, str]] = {
     ),
     "lstm": (LstmConfig(**SMALL), "tandem"),
     "lstm without attention": (LstmConfig(**SMALL, attention="none"), "tandem"),
+    "input feeding": (
+        LstmConfig(**SMALL, cell="gru", attention="additive", input_feeding=True), "tandem",
+    ),
+    "parallel": (LstmConfig(**SMALL, cell="min_lstm"), "tandem"),
 }  # fmt: skip
 
 
