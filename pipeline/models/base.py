@@ -111,6 +111,14 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def checkpointable_blocks(self) -> list[nn.Module]:
+        """Give the modules whose activations can be computed again, one at a time, from inputs."""
+        return []
+
+    def compilable_blocks(self) -> list[nn.Module]:
+        """Give the modules that `torch.compile` takes whole; a recurrence is in none of them."""
+        return []
+
     def start_layers(self, batch_size: int) -> list[tuple[Tensor, ...]]:
         """Give what each layer knows before the first token, on the model's device, in its type."""
         raise NotImplementedError

@@ -81,6 +81,14 @@ class GptLM(LanguageModel):
             x_BTD = block(x_BTD, sight)
         return x_BTD
 
+    def checkpointable_blocks(self) -> list[nn.Module]:
+        """Give the blocks."""
+        return list(self.blocks)
+
+    def compilable_blocks(self) -> list[nn.Module]:
+        """Give the blocks."""
+        return list(self.blocks)
+
     def start_layers(self, batch_size: int) -> list[tuple[Tensor, ...]]:
         """Give keys and values `[B, G, 0, K]` for each block."""
         config = self.config

@@ -133,6 +133,15 @@ class LstmAttentionLM(LanguageModel):
                 self.attention_norm.reset_parameters()
             self.attention.initialize(generator, scale)
 
+    def checkpointable_blocks(self) -> list[nn.Module]:
+        """Give the layers."""
+        return list(self.layers)
+
+    def compilable_blocks(self) -> list[nn.Module]:
+        """Give the feed-forward sub-layers, which are all that is large beside the recurrence."""
+        layers = cast("Iterable[RecurrentLayer]", self.layers)
+        return [layer.feed_forward for layer in layers if layer.feed_forward is not None]
+
     def backbone(self, x_BTD: Tensor, borders: Borders) -> Tensor:
         """Give the stream after the last layer, attention added after the configured one."""
         if self.config.input_dropout > 0.0:

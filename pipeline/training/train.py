@@ -11,6 +11,7 @@ from pipeline.errors import DataError
 from pipeline.models import build_model
 from pipeline.models.base import LanguageModel
 from pipeline.models.documents import DocumentRule
+from pipeline.models.execution import set_execution
 from pipeline.tracking.store import RunResult
 from pipeline.training.checkpoint import Checkpointer
 from pipeline.training.device import device_kind, peak_flops, reset_peak_memory
@@ -82,11 +83,16 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
 
 
 def build_run_model(run: RunConfig, manifest: ShardManifest) -> LanguageModel:
-    """Build the model of a run, which keeps within documents what the run says."""
+    """Build the model of a run, which keeps within documents what the run says.
+
+    Its blocks compute again or are compiled where the run says so.
+    """
     rule = DocumentRule(
         end_of_document_id=manifest.end_of_document_id, switches=run.train.documents
     )
-    return build_model(run.model, manifest.vocab_size, run.seed, rule)
+    model = build_model(run.model, manifest.vocab_size, run.seed, rule)
+    set_execution(model, run.train)
+    return model
 
 
 def load_prepared(run: RunConfig, origin: Path) -> ShardManifest:
