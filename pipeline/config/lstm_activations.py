@@ -103,12 +103,17 @@ def _shared_reads(config: LstmFields) -> int:
 
     Without norms it may be the same tensor, where the kernels agree on the order of its dimensions.
     """
-    is_projected = config.hidden_width not in (None, config.width)
-    if config.backbone == "residual" or is_projected:
+    if config.backbone == "residual":
         return 0
-    if config.cell == "min_lstm" or config.input_feeding:
-        return config.depth - 1 + (config.attention != "none")
+    attends = config.attention != "none"
+    is_last = config.attention_after == "last"
+    shared = int(attends and is_last and not config.input_feeding)  # the head reads it
+    if config.hidden_width not in (None, config.width):
+        return shared
+    if config.input_feeding:
+        return config.depth - 1 + attends
+    if config.cell == "min_lstm":
+        return config.depth - 1 + attends + 1
     if config.cell == "lstm":
-        follows_attention = config.attention_after == "second_last"
-        return config.depth - 1 - follows_attention + (config.attention == "dot")
-    return 0
+        return shared + config.depth - 1 - (not is_last) + (config.attention == "dot")
+    return shared

@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.config.lstm import LstmConfig
-from pipeline.config.lstm_activations import backbone_values
 from pipeline.models import build_model
-from pipeline.models.documents import Borders
 from pipeline.models.lstm import LstmAttentionLM
 
 SIZE = {"width": 128, "depth": 2, "heads": 2}
@@ -25,6 +23,10 @@ EXACT: list[dict[str, Any]] = [
     {"cell": "min_lstm", "attention": "additive", "dropout": 0.1, "input_dropout": 0.1},
     {"cell": "min_lstm", "window_tokens": 5, "depth": 3},
     {"cell": "min_lstm", **VANILLA, "attention": "dot"},
+    {"cell": "min_lstm", **VANILLA, "attention": "none"},
+    {"cell": "min_lstm", **VANILLA, "attention": "additive", "attention_after": "second_last"},
+    {"cell": "gru", **VANILLA, "attention": "dot", "tied_head": False},
+    {"cell": "gru", **VANILLA, "attention": "additive", "hidden_width": 192},
     {"cell": "gru", **VANILLA, "attention": "none"},
     {"cell": "gru", "attention": "dot", "weight_drop": 0.1},
     {"cell": "gru", "attention": "additive", "input_feeding": True},
@@ -56,11 +58,9 @@ def saved_bytes(model: LstmAttentionLM) -> int:
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    x_BTD = torch.randn(SAMPLES, TOKENS, model.config.width, requires_grad=True)
+    tokens = torch.randint(VOCAB, (SAMPLES, TOKENS + 1))
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        # Not a leaf, as the embedded tokens are none.
-        embedded_BTD = torch.nn.functional.dropout(x_BTD * 1.0, model.dropout)
-        model.final_norm(model.backbone(embedded_BTD, Borders()))
+        model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     return sum(held.values())
 
 
@@ -73,5 +73,5 @@ def test_activations_are_those_that_autograd_holds(
     config = LstmConfig.model_validate({**SIZE, **fields})
     model = build_model(config, VOCAB, seed=0)
     assert isinstance(model, LstmAttentionLM)
-    expected = 4 * backbone_values(config, SAMPLES, TOKENS)
+    expected = config.activation_bytes(SAMPLES, TOKENS, VOCAB, bytes_per_value=4)
     assert expected == pytest.approx(saved_bytes(model), rel=tolerance)
