@@ -17,7 +17,9 @@ from pipeline.inference.tensor_files import (
     read_headers,
 )
 from pipeline.inference.text import TextCodec, load_codec
+from pipeline.models import build_model
 from pipeline.models.base import LanguageModel
+from pipeline.models.documents import DocumentRule
 from pipeline.training.checkpoint_files import (
     MANIFEST,
     CheckpointManifest,
@@ -26,7 +28,7 @@ from pipeline.training.checkpoint_files import (
     list_checkpoints,
     read_manifest,
 )
-from pipeline.training.train import build_run_model, load_prepared
+from pipeline.training.train import load_prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,9 @@ def load_trained(
         if (damage := weight_damage(path, manifest)) is not None:
             raise CheckpointError(f"{path} is damaged: {damage}")
     check_belongs(checkpoint, manifest, run, shards)
-    model = build_run_model(run, shards)
+    # Without what training does for speed: a compiler's minutes would come before the first word.
+    rule = DocumentRule(end_of_document_id=shards.end_of_document_id, switches=run.train.documents)
+    model = build_model(run.model, shards.vocab_size, run.seed, rule)
     load_weights(model, checkpoint, manifest)
     return TrainedModel(
         model=model.to(device or torch.device("cpu")).eval(),
