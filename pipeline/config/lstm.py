@@ -6,12 +6,9 @@ vocabulary, `f` feed-forward width.
 
 from typing import Literal
 
-from pipeline.config.lstm_activations import PAST_VALUES, backbone_values, layer_values
-from pipeline.config.lstm_fields import NUM_GATES, LstmFields
+from pipeline.config.lstm_activations import PAST_VALUES, backbone_values
+from pipeline.config.lstm_fields import NUM_GATES, NUM_STATES, LstmFields
 from pipeline.config.model_base import TRAINING_PASSES, ParameterCount, mean_attended_tokens
-
-NUM_STATES = {"lstm": 2, "gru": 1, "elman": 1, "min_lstm": 1}
-"""Cell to the number of vectors of width h that pass from one token to the next."""
 
 ATTENTION_MATRICES = {"none": 0, "dot": 2, "additive": 4, "scaled_dot": 4}
 """Form of attention to its parameters in units of d^2."""
@@ -138,9 +135,9 @@ class LstmConfig(LstmFields):
             activation_checkpointing: Whether layers are run again in backward.
         """
         num_tokens = micro_batch_samples * sequence_tokens
-        values = backbone_values(self, micro_batch_samples, sequence_tokens)
-        if activation_checkpointing:
-            values -= self.depth * num_tokens * (layer_values(self) - self.width)
+        values = backbone_values(
+            self, micro_batch_samples, sequence_tokens, is_recomputed=activation_checkpointing
+        )
         # The head keeps its input and both its gradients.
         values += 2 * num_tokens * self.width + vocab_size * self.width
         token_ids = 2 * num_tokens * 8

@@ -9,7 +9,7 @@ Symbols: `N` tokens of a micro-batch, `B` samples, `T` tokens of each, `d` width
 width, `f` feed-forward width, `w` window.
 """
 
-from pipeline.config.lstm_fields import NUM_GATES, LstmFields
+from pipeline.config.lstm_fields import NUM_GATES, NUM_STATES, LstmFields
 
 LAYER_VALUES = {"lstm": 16.5, "gru": 7.0, "elman": 1.0, "min_lstm": 7.25}
 """Cell to the values of width h that a layer's kernel keeps a token, its output included: for an
@@ -23,39 +23,45 @@ PAST_VALUES = {"none": 0, "dot": 1, "additive": 2, "scaled_dot": 2}
 """Form of attention to the vectors of width d of each token that queries are compared with."""
 
 
-def backbone_values(config: LstmFields, num_samples: int, sequence_tokens: int) -> float:
+def backbone_values(
+    config: LstmFields, num_samples: int, sequence_tokens: int, *, is_recomputed: bool
+) -> float:
     """Give the values that embedding, layers, attention and final norm keep for backward.
 
     Args:
         config: The model.
         num_samples: Samples B of a micro-batch.
         sequence_tokens: Tokens T of each.
+        is_recomputed: Whether layers keep their inputs only and run again in backward.
     """
     num_tokens, width = num_samples * sequence_tokens, config.width
-    total = config.depth * num_tokens * layer_values(config)
+    # The norm before the head, and what dropout drew for the embedding.
+    total = num_tokens * _read_values(config, is_copied=False)
+    total += num_tokens * width if config.dropout > 0.0 else 0
     if config.attention != "none":
         total += num_tokens * _read_values(config)
         total += attention_values(config, num_samples, sequence_tokens)
-    # The norm before the head.
-    total += num_tokens * _read_values(config, is_copied=False)
-    if config.dropout > 0.0:
-        num_drops = 1 + config.depth * (1 + config.feed_forward) + (config.attention != "none")
-        total += num_drops * num_tokens * width
+        total += num_tokens * width if config.dropout > 0.0 else 0
     if config.input_dropout > 0.0:
         total += num_samples * width
-    if config.weight_drop > 0.0:
-        # What is left of the recurrent matrices, and what was drawn.
-        hidden = config.hidden_width or width
-        total += config.depth * 2 * NUM_GATES[config.cell] * hidden**2
     if config.input_feeding:
         # The first layer reads what was recalled beside its input.
         total += num_tokens * width
+    if is_recomputed:
+        states = (
+            NUM_STATES[config.cell] * config.resolved_hidden_width if config.input_feeding else 0
+        )
+        return total + config.depth * num_tokens * (width + states)
+    total += config.depth * num_tokens * layer_values(config)
+    if config.weight_drop > 0.0:
+        # What is left of the recurrent matrices, and what was drawn.
+        total += config.depth * 2 * NUM_GATES[config.cell] * config.resolved_hidden_width**2
     return total - num_tokens * width * _shared_reads(config)
 
 
 def layer_values(config: LstmFields) -> float:
     """Give the values that one layer keeps a token."""
-    hidden = config.hidden_width or config.width
+    hidden = config.resolved_hidden_width
     kept = STEP_VALUES if config.input_feeding else LAYER_VALUES
     total = _read_values(config) + kept[config.cell] * hidden
     if hidden != config.width and config.cell != "min_lstm" and not config.input_feeding:
@@ -63,6 +69,8 @@ def layer_values(config: LstmFields) -> float:
     if config.feed_forward:
         num_inner = 4 if config.activation == "swiglu" else 2
         total += _read_values(config) + num_inner * config.resolved_feed_forward_width
+    if config.dropout > 0.0:
+        total += config.width * (2 if config.feed_forward else 1)
     return total
 
 
@@ -108,7 +116,7 @@ def _shared_reads(config: LstmFields) -> int:
     attends = config.attention != "none"
     is_last = config.attention_after == "last"
     shared = int(attends and is_last and not config.input_feeding)  # the head reads it
-    if config.hidden_width not in (None, config.width):
+    if config.resolved_hidden_width != config.width:
         return shared
     if config.input_feeding:
         return config.depth - 1 + attends

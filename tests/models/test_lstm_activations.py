@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.config.lstm import LstmConfig
+from pipeline.config.schema import TrainConfig
 from pipeline.models import build_model
+from pipeline.models.execution import set_execution
 from pipeline.models.lstm import LstmAttentionLM
 
 SIZE = {"width": 128, "depth": 2, "heads": 2}
@@ -75,3 +77,20 @@ def test_activations_are_those_that_autograd_holds(
     assert isinstance(model, LstmAttentionLM)
     expected = config.activation_bytes(SAMPLES, TOKENS, VOCAB, bytes_per_value=4)
     assert expected == pytest.approx(saved_bytes(model), rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"cell": "min_lstm", "dropout": 0.1, "attention": "additive"},
+        {**VANILLA, "attention": "none", "weight_drop": 0.5},
+    ],
+)
+def test_layers_that_run_again_keep_their_inputs_only(fields: dict[str, Any]) -> None:
+    config = LstmConfig.model_validate({**SIZE, **fields})
+    model = build_model(config, VOCAB, seed=0)
+    assert isinstance(model, LstmAttentionLM)
+    set_execution(model, TrainConfig(activation_checkpointing=True))
+    expected = config.activation_bytes(SAMPLES, TOKENS, VOCAB, 4, activation_checkpointing=True)
+    assert expected == pytest.approx(saved_bytes(model), rel=0.005)
