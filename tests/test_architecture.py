@@ -41,6 +41,7 @@ FENCES = {
     "datatrove": ("pipeline/data/filters.py",),
     "rensa": ("pipeline/data/signatures.py",),
     "plotly": ("pipeline/study/figures.py",),
+    "transformers": ("pipeline/inference/modeling_tandem.py",),
     "lm_eval": ("pipeline/inference/lm_eval_adapter.py",),
     "torch": (
         *(f"pipeline/{name}/*.py" for name in ("models", "training", "probes", "inference")),

@@ -40,11 +40,26 @@ class ModelBase(BaseModel):
     """Longest sequence, in tokens, that the model accepts."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalisation before each sub-layer; rmsnorm has a gain only, layernorm a gain and a bias."""
-    activation: Literal["gelu", "swiglu"] = "swiglu"
-    """Feed-forward activation; swiglu has three matrices, gelu two."""
+    norm_epsilon: float = Field(default=1e-5, gt=0.0)
+    """Added to the mean square. Stated, because torch's own default differs between the two kinds.
+    Source: Touvron et al. 2023, released code."""
+    activation: Literal["gelu", "gelu_tanh", "swiglu"] = "swiglu"
+    """Feed-forward activation; swiglu has three matrices, the others two. GPT-2 has gelu_tanh, the
+    approximation of gelu (Hendrycks and Gimpel 2016, section 2)."""
     feed_forward_width: int | None = Field(default=None, ge=1)
-    """Hidden width f of the feed-forward sub-layer; None takes 4d for gelu and about 8d/3 for
-    swiglu, so that both have close to 8 d^2 parameters (Shazeer 2020, section 2)."""
+    """Hidden width f of the feed-forward sub-layer; None takes 4d, and about 8d/3 for
+    swiglu, so that all have close to 8 d^2 parameters (Shazeer 2020, section 2)."""
+    tied_head: bool = True
+    """Whether the head is the embedding table (Press and Wolf 2017); False gives it V x d
+    parameters of its own."""
+    init_std: float = Field(default=0.02, gt=0.0)
+    """Standard deviation of matrices at the start (Radford et al. 2019, released code)."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the embedded tokens and of each sub-layer's output that training zeroes; 0, because
+    pretraining rarely sees a token twice."""
+    z_loss: float = Field(default=0.0, ge=0.0)
+    """Weight of the squared log of the softmax's denominator in the loss, which keeps logits from
+    drifting (Chowdhery et al. 2022, section 5: 1e-4); 0 leaves it out."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -83,9 +98,9 @@ class ModelBase(BaseModel):
         """Hidden width f of the feed-forward sub-layer with the default filled in."""
         if self.feed_forward_width is not None:
             return self.feed_forward_width
-        if self.activation == "gelu":
-            return 4 * self.width
-        return max(8, round(8 * self.width / 3 / 8) * 8)
+        if self.activation == "swiglu":
+            return max(8, round(8 * self.width / 3 / 8) * 8)
+        return 4 * self.width
 
     @property
     def norm_parameters(self) -> int:

@@ -78,6 +78,12 @@ class TrainConfig(Section):
     """The learning rate over the run."""
     documents: DocumentsConfig = DocumentsConfig()
     """Borders between documents inside a sample."""
+    activation_checkpointing: bool = False
+    """Whether blocks keep their input only and compute the rest again in the backward pass: about a
+    third more products for a fraction of the activations."""
+    compile: bool = False
+    """Whether `torch.compile` fuses the operations of blocks; False, because it takes up to minutes
+    before the first step. A recurrence is never compiled."""
 
     @property
     def total_steps(self) -> int:

@@ -73,13 +73,17 @@ class Borders:
         Returns:
             bool `[B, 1, T, T]`, causal.
         """
+        together_B1TT = self.together()
+        if together_B1TT is None:
+            return None
+        seen_B1TT = together_B1TT.tril()
+        return seen_B1TT if window_tokens is None else seen_B1TT.triu(1 - window_tokens)
+
+    def together(self) -> Tensor | None:
+        """Give bool `[B, 1, T, T]`, true within a document; None: attention crosses borders."""
         if self.documents_BT is None or not self.switches.mask_attention:
             return None
-        same_BTT = self.documents_BT.unsqueeze(2) == self.documents_BT.unsqueeze(1)
-        seen_BTT = same_BTT.tril()
-        if window_tokens is not None:
-            seen_BTT = seen_BTT.triu(1 - window_tokens)
-        return seen_BTT.unsqueeze(1)
+        return (self.documents_BT.unsqueeze(2) == self.documents_BT.unsqueeze(1)).unsqueeze(1)
 
     def segments(self) -> Segments | None:
         """Give the documents as separate sequences; None: the state runs on."""

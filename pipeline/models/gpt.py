@@ -1,4 +1,4 @@
-"""GPT: a stack of pre-norm attention and feed-forward blocks over a tied embedding.
+"""GPT: a stack of pre-norm attention and feed-forward blocks over embedded tokens.
 
 Shapes: `B` batch, `T` time, `D` model, `P` positions.
 """
@@ -11,10 +11,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config.gpt import GptConfig
-from pipeline.models.attention import CausalAttention, rotary_table
+from pipeline.errors import ConfigError
+from pipeline.models.attention import KeysValues, SelfAttention, Sight, build_sight
 from pipeline.models.base import LanguageModel
+from pipeline.models.cache import Cache
 from pipeline.models.documents import Borders
-from pipeline.models.layers import INIT_STD, FeedForward, build_norm, residual_scale
+from pipeline.models.layers import FeedForward, build_norm, residual_scale
 
 
 class GptBlock(nn.Module):
@@ -23,9 +25,10 @@ class GptBlock(nn.Module):
     def __init__(self, config: GptConfig) -> None:
         super().__init__()
         self.attention_norm = build_norm(config)
-        self.attention = CausalAttention(config.width, config.heads)
+        self.attention = SelfAttention(config)
         self.feed_forward_norm = build_norm(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config, biases=config.biases)
+        self.dropout = nn.Dropout(config.dropout)
 
     def initialize(self, generator: Generator, scale: float) -> None:
         """Draw the block's parameters."""
@@ -34,17 +37,22 @@ class GptBlock(nn.Module):
         self.feed_forward_norm.reset_parameters()
         self.feed_forward.initialize(generator, scale)
 
-    def forward(
-        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor] | None, seen_B1TT: Tensor | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, sight: Sight) -> Tensor:
         """Give the stream after the block."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation, seen_B1TT)
-        x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), sight))
+        x_BTD = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
         return x_BTD
+
+    def extend(self, x_BTD: Tensor, sight: Sight, past: KeysValues) -> tuple[Tensor, KeysValues]:
+        """Give the stream of tokens that follow the past, and what is kept for the next."""
+        y_BTD, kept = self.attention.extend(self.attention_norm(x_BTD), sight, past)
+        x_BTD = x_BTD + self.dropout(y_BTD)
+        x_BTD = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        return x_BTD, kept
 
 
 class GptLM(LanguageModel):
-    """A decoder-only Transformer.
+    """A decoder-only Transformer, or with `causal: false` one that sees both sides.
 
     Source: Radford et al. 2019 (pre-norm, initialisation), Su et al. 2021 (rotary positions),
     Touvron et al. 2023 (RMSNorm and SwiGLU, the defaults here).
@@ -61,26 +69,57 @@ class GptLM(LanguageModel):
         """Draw every parameter from `generator`."""
         super().initialize(generator)
         if self.config.positions == "learned":
-            nn.init.normal_(self.positions_PD, std=INIT_STD, generator=generator)
-        for block in cast("Iterable[GptBlock]", self.blocks):
+            nn.init.normal_(self.positions_PD, std=self.config.init_std, generator=generator)
+        for block in self._blocks():
             block.initialize(generator, residual_scale(self.config.depth))
 
     def backbone(self, x_BTD: Tensor, borders: Borders) -> Tensor:
         """Give the stream after the last block."""
-        num_tokens, positions_BT = x_BTD.shape[1], borders.positions()
-        rotation = None
-        if self.config.positions == "rope":
-            rotation = rotary_table(num_tokens, self.config.head_width, x_BTD.device)
-            if positions_BT is not None:
-                cos_TR, sin_TR = rotation
-                rotation = cos_TR[positions_BT].unsqueeze(1), sin_TR[positions_BT].unsqueeze(1)
-        if self.config.positions == "learned":
-            x_BTD = x_BTD + (
-                self.positions_PD[:num_tokens]
-                if positions_BT is None
-                else F.embedding(positions_BT, self.positions_PD)
-            )
-        seen_B1TT = borders.seen(window_tokens=None)
+        sight = build_sight(self.config, x_BTD, 0, borders)
+        x_BTD = self._add_positions(x_BTD, 0, borders)
         for block in self.blocks:
-            x_BTD = block(x_BTD, rotation, seen_B1TT)
+            x_BTD = block(x_BTD, sight)
         return x_BTD
+
+    def checkpointable_blocks(self) -> list[nn.Module]:
+        """Give the blocks."""
+        return list(self.blocks)
+
+    def compilable_blocks(self) -> list[nn.Module]:
+        """Give the blocks."""
+        return list(self.blocks)
+
+    def start_layers(self, batch_size: int) -> list[tuple[Tensor, ...]]:
+        """Give keys and values `[B, G, 0, K]` for each block."""
+        config = self.config
+        shape = (batch_size, config.resolved_kv_heads, 0, config.head_width)
+        empty_BGSK = self.embedding_VD.new_empty(shape)
+        return [(empty_BGSK, empty_BGSK) for _ in range(config.depth)]
+
+    def extend_backbone(self, x_BTD: Tensor, cache: Cache) -> Tensor:
+        """Give the stream after the last block; every block keeps the tokens it may look back at.
+
+        Raises:
+            ConfigError: The model is not causal, so later tokens would change what is kept.
+        """
+        if not self.config.causal:
+            raise ConfigError(
+                "model.causal=false sees later tokens and cannot generate; train with true"
+            )
+        sight = build_sight(self.config, x_BTD, cache.num_tokens, Borders())
+        x_BTD = self._add_positions(x_BTD, cache.num_tokens, Borders())
+        for index, block in enumerate(self._blocks()):
+            past = cast(KeysValues, cache.layers[index])
+            x_BTD, cache.layers[index] = block.extend(x_BTD, sight, past)
+        return x_BTD
+
+    def _add_positions(self, x_BTD: Tensor, num_past: int, borders: Borders) -> Tensor:
+        if self.config.positions != "learned":
+            return x_BTD
+        positions_BT = borders.positions()
+        if positions_BT is not None:
+            return x_BTD + F.embedding(positions_BT, self.positions_PD)
+        return x_BTD + self.positions_PD[num_past : num_past + x_BTD.shape[1]]
+
+    def _blocks(self) -> Iterable[GptBlock]:
+        return cast("Iterable[GptBlock]", self.blocks)

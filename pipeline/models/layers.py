@@ -10,28 +10,23 @@ from torch.nn import functional as F
 
 from pipeline.config.model_base import ModelBase
 
-INIT_STD = 0.02
-"""Standard deviation of matrices at the start. Source: Radford et al. 2019, GPT-2 code."""
-
-NORM_EPSILON = 1e-5
-"""Added to the mean square. Stated, because torch's own default differs between the two kinds.
-Source: Touvron et al. 2023, released code."""
-
 
 class FeedForward(nn.Module):
-    """Two matrices with GELU, or three with SwiGLU, without biases."""
+    """Two matrices with GELU between them, or three with SwiGLU."""
 
-    def __init__(self, config: ModelBase) -> None:
+    def __init__(self, config: ModelBase, *, biases: bool = False) -> None:
         super().__init__()
         hidden = config.resolved_feed_forward_width
+        self.init_std = config.init_std
         self.is_gated = config.activation == "swiglu"
-        self.up = nn.Linear(config.width, 2 * hidden if self.is_gated else hidden, bias=False)
-        self.down = nn.Linear(hidden, config.width, bias=False)
+        self.approximation = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.up = nn.Linear(config.width, 2 * hidden if self.is_gated else hidden, bias=biases)
+        self.down = nn.Linear(hidden, config.width, bias=biases)
 
     def initialize(self, generator: Generator, residual_scale: float) -> None:
         """Draw the matrices; the one that writes to the residual stream is scaled down."""
-        nn.init.normal_(self.up.weight, std=INIT_STD, generator=generator)
-        nn.init.normal_(self.down.weight, std=INIT_STD * residual_scale, generator=generator)
+        initialize_linear(self.up, self.init_std, generator)
+        initialize_linear(self.down, self.init_std * residual_scale, generator)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Give the transformed input, to be added to the residual stream.
@@ -42,7 +37,7 @@ class FeedForward(nn.Module):
             gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=2)
             hidden_BTF = F.silu(gate_BTF) * value_BTF
         else:
-            hidden_BTF = F.gelu(self.up(x_BTD))
+            hidden_BTF = F.gelu(self.up(x_BTD), approximate=self.approximation)
         y_BTD: Tensor = self.down(hidden_BTF)
         return y_BTD
 
@@ -50,7 +45,14 @@ class FeedForward(nn.Module):
 def build_norm(config: ModelBase) -> nn.RMSNorm | nn.LayerNorm:
     """Build one normalisation of the model's width."""
     kind = nn.RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
-    return kind(config.width, eps=NORM_EPSILON)
+    return kind(config.width, eps=config.norm_epsilon)
+
+
+def initialize_linear(linear: nn.Linear, std: float, generator: Generator) -> None:
+    """Draw a matrix, and zero its biases if it has any. Source: Radford et al. 2019, GPT-2 code."""
+    nn.init.normal_(linear.weight, std=std, generator=generator)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
 
 
 def residual_scale(num_layers: int) -> float:

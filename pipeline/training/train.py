@@ -11,6 +11,7 @@ from pipeline.errors import DataError
 from pipeline.models import build_model
 from pipeline.models.base import LanguageModel
 from pipeline.models.documents import DocumentRule
+from pipeline.models.execution import set_execution
 from pipeline.tracking.store import RunResult
 from pipeline.training.checkpoint import Checkpointer
 from pipeline.training.device import device_kind, peak_flops, reset_peak_memory
@@ -20,6 +21,7 @@ from pipeline.training.evaluation import build_evaluator
 from pipeline.training.journal import Journal
 from pipeline.training.loop import Training, fit, save
 from pipeline.training.meters import StepMeter, WallClock
+from pipeline.training.randomness import seed_dropout
 from pipeline.training.result import begin, end_early, finish, finished_result
 from pipeline.training.stopping import StopWatch
 
@@ -55,6 +57,7 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
         model = build_run_model(run, manifest)
         checkpointer = Checkpointer(run_dir, run, manifest.fingerprint, model, ranks)
         engine = build_engine(model, run, plan, ranks)
+        seed_dropout(run.seed, ranks)
         vocab_size = run.model.resolved_vocab_size(manifest.vocab_size)
         flops_per_token = run.model.flops_per_token(vocab_size, run.train.sequence_tokens)
         meter = StepMeter(
@@ -80,11 +83,16 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
 
 
 def build_run_model(run: RunConfig, manifest: ShardManifest) -> LanguageModel:
-    """Build the model of a run, which keeps within documents what the run says."""
+    """Build the model of a run, which keeps within documents what the run says.
+
+    Its blocks compute again or are compiled where the run says so.
+    """
     rule = DocumentRule(
         end_of_document_id=manifest.end_of_document_id, switches=run.train.documents
     )
-    return build_model(run.model, manifest.vocab_size, run.seed, rule)
+    model = build_model(run.model, manifest.vocab_size, run.seed, rule)
+    set_execution(model, run.train)
+    return model
 
 
 def load_prepared(run: RunConfig, origin: Path) -> ShardManifest:

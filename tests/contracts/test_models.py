@@ -36,8 +36,20 @@ def grid(**options: list[Any]) -> list[dict[str, Any]]:
 
 
 SHARED = {"norm": ["rmsnorm", "layernorm"], "activation": ["gelu", "swiglu"]}
+VANILLA = {"backbone": "vanilla", "feed_forward": False, "init_std": 0.2}
+GPT2 = {
+    "positions": "learned", "norm": "layernorm", "activation": "gelu_tanh", "biases": True,
+}  # fmt: skip
 ARMS = {
-    "gpt": grid(positions=["rope", "learned", "none"], feed_forward_width=[None, 20], **SHARED),
+    "gpt": [
+        *grid(positions=["rope", "learned", "none", "alibi"], feed_forward_width=[None], **SHARED),
+        *grid(positions=["rope", "alibi", "none"], window_tokens=[6], kv_heads=[1]),
+        {"feed_forward_width": 20, "biases": True, "rope_base": 100.0},
+        {"tied_head": False, "kv_heads": 1, "init_std": 0.01},
+        {"qk_norm": True},
+        {"qk_norm": True, "biases": True, "window_tokens": 6, "positions": "learned"},
+        GPT2,
+    ],
     "lstm_attention": [
         {**layers, **attention}
         for layers, attention in itertools.product(
@@ -49,7 +61,15 @@ ARMS = {
                 {"window_tokens": 4},
             ],
         )
-    ],
+    ]
+    + [
+        {**cell, **attention}
+        for cell, attention in itertools.product(
+            [{"cell": "gru"}, {"cell": "elman"}, {"cell": "min_lstm"}, VANILLA],
+            [{"attention": "dot"}, {"attention": "additive", "window_tokens": 4}],
+        )
+    ]
+    + [{"input_feeding": True, "attention": "dot"}, {"tied_head": False, "forget_bias": "chrono"}],
 }
 """Family to its option combinations; a family without an entry runs with its defaults."""
 
@@ -59,6 +79,7 @@ DISTINCT_ARMS = [
     for family, arm in EVERY_ARM
     if arm.get("norm", "rmsnorm") == "rmsnorm" and arm.get("activation", "swiglu") == "swiglu"
 ] + [(family, {"norm": "layernorm", "activation": "gelu"}) for family in MODELS]
+DISTINCT_ARMS.append(("gpt", GPT2))
 """Both normalisations and activations once, everything else in full."""
 
 
@@ -75,6 +96,11 @@ def make(family: str, switches: DocumentsConfig | None = None, **fields: Any) ->
 
 def config_of(family: str, **fields: Any) -> Any:
     return TypeAdapter(ModelConfig).validate_python({"family": family, **SIZE, **fields})
+
+
+def num_steps(arm: dict[str, Any]) -> int:
+    """Give the steps in which a batch is learnt; a plain stack is slower."""
+    return 120 if arm.get("backbone") == "vanilla" else 60
 
 
 def random_tokens(num_samples: int, num_tokens: int = TOKENS, vocab_size: int = VOCAB) -> Tensor:
@@ -99,7 +125,7 @@ def test_closed_form_parameter_count_equals_the_counted_one(
 ) -> None:
     model = make(family, **arm)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    tables = sum(counts.get(name, 0) for name in ("embedding_VD", "positions_PD"))
+    tables = sum(counts.get(name, 0) for name in ("embedding_VD", "positions_PD", "head_VD"))
     closed = config_of(family, **arm).num_parameters(VOCAB)
     assert closed.total == sum(counts.values())
     assert closed.non_embedding == sum(counts.values()) - tables
@@ -147,7 +173,7 @@ def test_documents_kept_apart_are_learnt_by_every_parameter(
     tokens[:, [4, 8]] = END
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for _ in range(60):
+    for _ in range(num_steps(arm)):
         loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -163,6 +189,26 @@ def test_initial_loss_is_the_log_of_the_vocabulary(family: str, arm: dict[str, A
     with torch.no_grad():
         loss = model(tokens[:, :-1], tokens[:, 1:]).mean().item()
     assert loss == pytest.approx(math.log(VOCAB), abs=0.1)
+
+
+@distinct_arms
+@pytest.mark.parametrize("cuts", [[1] * TOKENS, [5, 1, 1, 5], [TOKENS]], ids=str)
+def test_cached_generation_equals_recomputation_and_keeps_what_the_arithmetic_says(
+    family: str, arm: dict[str, Any], cuts: list[int]
+) -> None:
+    model, tokens, config = make(family, **arm).eval(), random_tokens(2), config_of(family, **arm)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.dim() == 2 else 1.0)  # no even attention
+        expected_BTV, cache, pieces = model.logits(tokens), model.start(2), []
+        for piece_BT in tokens.split(cuts, dim=1):
+            pieces.append(model.extend(piece_BT, cache))
+            per_text = config.generation_state_bytes(cache.num_tokens, bytes_per_value=4)
+            assert cache.num_bytes == 2 * per_text
+    assert cache.num_tokens == TOKENS
+    torch.testing.assert_close(torch.cat(pieces, dim=1), expected_BTV, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match=f"model.max_positions={TOKENS}"):
+        model.extend(tokens[:, :1], cache)
 
 
 @every_family
@@ -183,7 +229,7 @@ def test_one_repeated_batch_is_learnt(family: str, arm: dict[str, Any]) -> None:
     model = make(family, **{**arm, "width": 32})
     tokens = random_tokens(2, TOKENS + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):
+    for _ in range(num_steps(arm)):
         loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
         optimizer.zero_grad()
         loss.backward()

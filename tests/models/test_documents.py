@@ -13,14 +13,17 @@ from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
+from pipeline.config.lstm import LstmConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import DocumentsConfig
 from pipeline.models import build_model
-from pipeline.models.attention import rotary_table
+from pipeline.models.attention import Sight
 from pipeline.models.base import LanguageModel
+from pipeline.models.cells import build_cell
 from pipeline.models.documents import Borders, DocumentRule, cut, positions_in
 from pipeline.models.gpt import GptBlock, GptLM
-from pipeline.models.lstm import LstmAttentionLM, RecurrentLayer, SegmentedLstm
+from pipeline.models.lstm import LstmAttentionLM, RecurrentLayer
+from pipeline.models.positions import rotary_table
 
 VOCAB, END = 50, 7
 SIZE = {"width": 16, "depth": 2, "heads": 2, "max_positions": 12}
@@ -37,16 +40,27 @@ ARMS: list[dict[str, Any]] = [
             {"attention_after": "second_last", "hidden_width": 24},
             {"window_tokens": 2, "feed_forward": False},
             {"window_tokens": 12},
+            {"cell": "gru", "attention": "dot", "window_tokens": 4},
+            {"cell": "min_lstm", "attention": "additive"},
         )
     ),
 ]
+FED = [
+    {"family": "lstm_attention", "input_feeding": True, **fields}
+    for fields in ({"attention": "dot"}, {"attention": "additive", "window_tokens": 3})
+]
+"""Arms whose layers cannot be looped one after the other."""
 SWITCHES = [
     DocumentsConfig(reset_positions=positions, mask_attention=mask, reset_state=state)
     for positions, mask, state in itertools.product((False, True), repeat=3)
 ]
-every_arm = pytest.mark.parametrize(
-    "arm", ARMS, ids=lambda arm: ",".join(str(value) for value in arm.values())
-)
+
+
+def name_of(arm: dict[str, Any]) -> str:
+    return ",".join(str(value) for value in arm.values())
+
+
+every_arm = pytest.mark.parametrize("arm", ARMS, ids=name_of)
 
 
 def make(arm: dict[str, Any], switches: DocumentsConfig | None) -> LanguageModel:
@@ -77,18 +91,17 @@ def loop_gpt(model: GptLM, x_1TD: Tensor, lengths: list[int], switches: Document
         for start, stop in spans(lengths)
         for time in range(start, stop)
     ]
-    rotation = None
-    if model.config.positions == "rope":
-        tables = rotary_table(12, model.config.head_width, torch.device("cpu"))
-        cos_TR, sin_TR = (torch.stack([table[p] for p in positions]) for table in tables)
-        rotation = cos_TR, sin_TR
     if model.config.positions == "learned":
         x_1TD = x_1TD + torch.stack([model.positions_PD[p] for p in positions])
     for block in cast("Iterable[GptBlock]", model.blocks):
         pieces = []
         for start, stop in spans(lengths) if switches.mask_attention else [(0, 12)]:
-            part = None if rotation is None else tuple(table[start:stop] for table in rotation)
-            pieces.append(block(x_1TD[:, start:stop], part, None))
+            rotation = None
+            if model.config.positions == "rope":
+                times = torch.tensor(positions[start:stop])
+                rotation = rotary_table(times, model.config.head_width, model.config.rope_base)
+            sight = Sight(mask=None, is_causal=True, rotation=rotation)
+            pieces.append(block(x_1TD[:, start:stop], sight))
         x_1TD = torch.cat(pieces, dim=1)
     return x_1TD
 
@@ -101,12 +114,12 @@ def loop_lstm(
     attended = model.config.depth - (2 if model.config.attention_after == "second_last" else 1)
     for index, layer in enumerate(cast("Iterable[RecurrentLayer]", model.layers)):
         parts = documents if switches.reset_state else whole
-        x_1TD = torch.cat([layer(x_1TD[:, start:stop], None) for start, stop in parts], dim=1)
+        x_1TD = torch.cat([layer(x_1TD[:, start:stop])[0] for start, stop in parts], dim=1)
         if model.attention is not None and index == attended:
             parts = documents if switches.mask_attention else whole
             normed_1TD = model.attention_norm(x_1TD)
             x_1TD = x_1TD + torch.cat(
-                [model.attention(normed_1TD[:, start:stop]) for start, stop in parts], dim=1
+                [model.attention(normed_1TD[:, start:stop])[0] for start, stop in parts], dim=1
             )
     return x_1TD
 
@@ -139,7 +152,7 @@ def assert_equal_runs(first: LanguageModel, logits_BTV: Tensor, expected_BTV: Te
     )
 
 
-@every_arm
+@pytest.mark.parametrize("arm", [*ARMS, *FED], ids=name_of)
 def test_a_packed_row_equals_its_documents_run_alone(arm: dict[str, Any]) -> None:
     model, alone, rows_BT = make(arm, ALL), make(arm, None), packed_rows()
     with torch.no_grad():
@@ -231,9 +244,11 @@ def test_cut_orders_documents_as_torch_packs_them() -> None:
     assert segments.tokens_P[segments.places_N].tolist() == list(range(rows_BT.numel()))
 
 
-def test_gradients_become_ready_in_one_order_wherever_documents_end() -> None:
+@pytest.mark.parametrize("kind", ["lstm", "gru", "elman", "min_lstm"])
+def test_gradients_become_ready_in_one_order_wherever_documents_end(kind: str) -> None:
     """Ranks reduce gradients in the order in which they become ready, so it has to be the same."""
-    lstm = SegmentedLstm(8, 8, batch_first=True)
+    lstm = build_cell(LstmConfig.model_validate({"width": 8, "cell": kind}), input_width=8)
+    lstm.initialize(torch.Generator().manual_seed(0))
     order: list[str] = []
     for name, parameter in lstm.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name))
@@ -243,6 +258,6 @@ def test_gradients_become_ready_in_one_order_wherever_documents_end() -> None:
         ends_BT[:, ends] = 1
         order.clear()
         x_BTD = torch.randn(2, 12, 8, requires_grad=True)
-        lstm(x_BTD, cut(ends_BT.cumsum(dim=1) - ends_BT)).sum().backward()
+        lstm(x_BTD, cut(ends_BT.cumsum(dim=1) - ends_BT))[0].sum().backward()
         found.add(tuple(order))
     assert len(found) == 1
