@@ -6,21 +6,15 @@ vocabulary, `f` feed-forward width.
 
 from typing import Literal
 
-from pipeline.config.lstm_fields import LstmFields
+from pipeline.config.lstm_activations import PAST_VALUES, backbone_values
+from pipeline.config.lstm_fields import NUM_GATES, NUM_STATES, LstmFields
 from pipeline.config.model_base import TRAINING_PASSES, ParameterCount, mean_attended_tokens
-
-NUM_GATES = {"lstm": 4, "gru": 3, "elman": 1, "min_lstm": 3}
-"""Cell to the number g of vectors of width h that its input matrix gives."""
-NUM_STATES = {"lstm": 2, "gru": 1, "elman": 1, "min_lstm": 1}
-"""Cell to the number of vectors of width h that pass from one token to the next."""
 
 ATTENTION_MATRICES = {"none": 0, "dot": 2, "additive": 4, "scaled_dot": 4}
 """Form of attention to its parameters in units of d^2."""
 ATTENTION_CHAIN = {"none": 0, "dot": 3, "additive": 4, "scaled_dot": 4}
 """Form of attention to the products that follow each other in it: queries and keys (not for dot),
 scores, context, and the matrix after it."""
-ATTENTION_PAST = {"none": 0, "dot": 1, "additive": 2, "scaled_dot": 2}
-"""Form of attention to the vectors of width d that generation keeps of each token."""
 
 
 class LstmConfig(LstmFields):
@@ -116,6 +110,35 @@ class LstmConfig(LstmFields):
         """
         states = self.depth * NUM_STATES[self.cell] * self.resolved_hidden_width
         attended = min(self.window_tokens or context_tokens, context_tokens)
-        past = ATTENTION_PAST[self.attention] * self.width * attended
+        past = PAST_VALUES[self.attention] * self.width * attended
         fed = self.width if self.input_feeding else 0
         return (states + past + fed) * bytes_per_value
+
+    def activation_bytes(
+        self,
+        micro_batch_samples: int,
+        sequence_tokens: int,
+        vocab_size: int,
+        bytes_per_value: int,
+        activation_checkpointing: bool = False,
+    ) -> float:
+        """Give the bytes that the forward pass of a micro-batch keeps for backward, on a CPU.
+
+        See `lstm_activations` for what is counted. With checkpointing each layer keeps its input
+        and is run again in backward; attention and loss are not.
+
+        Args:
+            micro_batch_samples: Samples B.
+            sequence_tokens: Tokens T of each.
+            vocab_size: Rows V of the embedding table.
+            bytes_per_value: 4 for fp32, 2 for bf16.
+            activation_checkpointing: Whether layers are run again in backward.
+        """
+        num_tokens = micro_batch_samples * sequence_tokens
+        values = backbone_values(
+            self, micro_batch_samples, sequence_tokens, is_recomputed=activation_checkpointing
+        )
+        # The head keeps its input and both its gradients.
+        values += 2 * num_tokens * self.width + vocab_size * self.width
+        token_ids = 2 * num_tokens * 8
+        return values * bytes_per_value + token_ids

@@ -9,6 +9,12 @@ from pydantic import Field, model_validator
 
 from pipeline.config.model_base import ModelBase
 
+NUM_GATES = {"lstm": 4, "gru": 3, "elman": 1, "min_lstm": 3}
+"""Cell to the number g of vectors of width h that its input matrix gives."""
+
+NUM_STATES = {"lstm": 2, "gru": 1, "elman": 1, "min_lstm": 1}
+"""Cell to the number of vectors of width h that pass from one token to the next."""
+
 
 class LstmFields(ModelBase):
     """What a decoder-only recurrent language model with at most one causal attention is."""

@@ -14,7 +14,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config.lstm import NUM_GATES, NUM_STATES, LstmConfig
+from pipeline.config.lstm import LstmConfig
+from pipeline.config.lstm_fields import NUM_GATES, NUM_STATES
 from pipeline.errors import LaunchError
 from pipeline.models.documents import Segments
 from pipeline.models.scan import linear_scan

@@ -5,7 +5,6 @@ was written, rank 0 writes the manifest and renames the directory. A process tha
 before the rename leaves nothing that a resume would take.
 """
 
-import base64
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from pipeline.training.checkpoint_files import (
 from pipeline.training.distributed import RankContext, gather_json
 from pipeline.training.engine import Engine
 from pipeline.training.guard import SkippedSteps
+from pipeline.training.randomness import random_state, set_random_state
 
 KINDS: tuple[Kind, ...] = ("weights", "exp_avg", "exp_avg_sq")
 
@@ -134,7 +134,7 @@ class Checkpointer:
             manifest = read_manifest(checkpoint)
             self._check_belongs(checkpoint, manifest)
             engine.import_state(load_state(checkpoint, manifest))
-            _set_random_state(manifest.random_states, self._ranks)
+            set_random_state(manifest.random_states, self._ranks)
             self._saved_step = manifest.step
             return TrainState(
                 step=manifest.step,
@@ -171,7 +171,7 @@ class Checkpointer:
             return {
                 "files": [file.model_dump() for file in files],
                 "optimizer_step": state.step,
-                "random": _random_state(self._ranks),
+                "random": random_state(self._ranks),
             }
 
         return self._agree(write)
@@ -276,23 +276,3 @@ def _discard(checkpoint: Path) -> None:
     hidden = checkpoint.with_name(f".tmp-discarded-{checkpoint.name}")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def _random_state(ranks: RankContext) -> dict[str, str]:
-    states = {"cpu": torch.get_rng_state()}
-    if ranks.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(ranks.device)
-    return {k: base64.b64encode(bytes(s.numpy())).decode() for k, s in states.items()}
-
-
-def _set_random_state(states: list[dict[str, str]], ranks: RankContext) -> None:
-    """Put back this rank's generators; a rank that did not exist keeps its own."""
-    if ranks.rank >= len(states):
-        return
-    decoded = {
-        k: torch.frombuffer(bytearray(base64.b64decode(s)), dtype=torch.uint8)
-        for k, s in states[ranks.rank].items()
-    }
-    torch.set_rng_state(decoded["cpu"])
-    if ranks.device.type == "cuda" and "cuda" in decoded:
-        torch.cuda.set_rng_state(decoded["cuda"], ranks.device)

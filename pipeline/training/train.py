@@ -21,6 +21,7 @@ from pipeline.training.evaluation import build_evaluator
 from pipeline.training.journal import Journal
 from pipeline.training.loop import Training, fit, save
 from pipeline.training.meters import StepMeter, WallClock
+from pipeline.training.randomness import seed_dropout
 from pipeline.training.result import begin, end_early, finish, finished_result
 from pipeline.training.stopping import StopWatch
 
@@ -56,6 +57,7 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
         model = build_run_model(run, manifest)
         checkpointer = Checkpointer(run_dir, run, manifest.fingerprint, model, ranks)
         engine = build_engine(model, run, plan, ranks)
+        seed_dropout(run.seed, ranks)
         vocab_size = run.model.resolved_vocab_size(manifest.vocab_size)
         flops_per_token = run.model.flops_per_token(vocab_size, run.train.sequence_tokens)
         meter = StepMeter(

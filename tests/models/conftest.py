@@ -52,15 +52,15 @@ class UnrolledCell(nn.Module):
     def __init__(self, cell: Cell) -> None:
         super().__init__()
         self.cell = cell
+        self.start = cell.start
 
     def forward(
         self, x_BTD: Tensor, segments: None = None, state: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        # Asks for a gradient so that backward runs the recurrent products of step 0 as well.
-        current = [
-            part_BC.clone().requires_grad_() if state is None else part_BC
-            for part_BC in (self.cell.start(x_BTD) if state is None else state)
-        ]
+        current = list(self.cell.start(x_BTD) if state is None else state)
+        if not current[0].requires_grad:
+            # Asks for a gradient so that backward runs the recurrent products of step 0 as well.
+            current = [part_BC.clone().requires_grad_() for part_BC in current]
         states = []
         for x_BD in x_BTD.unbind(1):
             current = STEPS[self.cell.kind](self.cell, x_BD, current)

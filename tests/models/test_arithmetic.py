@@ -1,12 +1,10 @@
 """Closed-form FLOPs against the products that a forward and a backward pass really run.
 
 The counter sees matrix products only and counts all T^2 scores of math attention, also those that
-the mask removes; the closed form counts the scores that are needed. It sees nothing inside an
-`nn.LSTM`, so the layers are unrolled first.
+the mask removes; the closed form counts the scores that are needed.
 """
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -15,11 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.gpt import GptConfig
-from pipeline.config.lstm import LstmConfig
 from pipeline.config.model import ModelConfig
-from pipeline.config.model_base import mean_attended_tokens
 from pipeline.models import build_model
-from pipeline.models.lstm import LstmAttentionLM
 
 VOCAB = 40
 SIZE = {"width": 16, "depth": 2, "heads": 2}
@@ -31,24 +26,6 @@ GPTS = [
     for positions, activation, width in itertools.product(
         ("rope", "learned", "none"), ("gelu", "swiglu"), ({}, {"feed_forward_width": 20})
     )
-]
-LSTM_OPTIONS: list[tuple[Any, ...]] = [
-    *itertools.product(
-        (True, False), (None, 24), ("gelu", "swiglu"),
-        ({"attention": "none"}, {"attention_after": "second_last"}, {"window_tokens": 3}),
-    )
-]  # fmt: skip
-LSTMS = [
-    LstmConfig.model_validate(
-        {
-            **SIZE,
-            "feed_forward": feed_forward,
-            "hidden_width": hidden_width,
-            "activation": activation,
-            **attention,
-        }
-    )
-    for feed_forward, hidden_width, activation, attention in LSTM_OPTIONS
 ]
 
 
@@ -73,23 +50,6 @@ def masked_flops(config: ModelConfig, num_attentions: int, attended_tokens: floa
 def test_gpt_flops_equal_the_counted_products(config: GptConfig) -> None:
     counted = count_flops(build_model(config, VOCAB, seed=0)) / (SAMPLES * TOKENS)
     masked = masked_flops(config, config.depth, (TOKENS + 1) / 2)
-    assert config.flops_per_token(VOCAB, TOKENS) + masked == pytest.approx(counted, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    "config", LSTMS, ids=lambda config: f"{config.attention}-{config.activation}"
-)
-def test_lstm_flops_equal_the_counted_products_of_the_unrolled_model(
-    config: LstmConfig, unrolled_lstm: type[nn.Module]
-) -> None:
-    model = build_model(config, VOCAB, seed=0)
-    assert isinstance(model, LstmAttentionLM)
-    for layer in model.layers:
-        layer.lstm = unrolled_lstm(layer.lstm)
-    counted = count_flops(model) / (SAMPLES * TOKENS)
-    num_attentions = 0 if config.attention == "none" else 1
-    attended = mean_attended_tokens(TOKENS, config.window_tokens)
-    masked = masked_flops(config, num_attentions, attended)
     assert config.flops_per_token(VOCAB, TOKENS) + masked == pytest.approx(counted, rel=1e-12)
 
 

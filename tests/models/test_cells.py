@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.lstm import NUM_GATES, LstmConfig
+from pipeline.config.lstm import LstmConfig
+from pipeline.config.lstm_fields import NUM_GATES
 from pipeline.models.cells import MinLstm, Recurrence, build_cell
 from pipeline.models.documents import cut
 

@@ -244,9 +244,10 @@ def test_cut_orders_documents_as_torch_packs_them() -> None:
     assert segments.tokens_P[segments.places_N].tolist() == list(range(rows_BT.numel()))
 
 
-def test_gradients_become_ready_in_one_order_wherever_documents_end() -> None:
+@pytest.mark.parametrize("kind", ["lstm", "gru", "elman", "min_lstm"])
+def test_gradients_become_ready_in_one_order_wherever_documents_end(kind: str) -> None:
     """Ranks reduce gradients in the order in which they become ready, so it has to be the same."""
-    lstm = build_cell(LstmConfig(width=8), input_width=8)
+    lstm = build_cell(LstmConfig.model_validate({"width": 8, "cell": kind}), input_width=8)
     lstm.initialize(torch.Generator().manual_seed(0))
     order: list[str] = []
     for name, parameter in lstm.named_parameters():

@@ -25,6 +25,18 @@ def train_curve(
     return outcomes, engine.state_bytes()
 
 
+def test_untied_head_with_z_loss_follows_the_oracle_at_every_stage(two_ranks: RankPool) -> None:
+    head = {"tied_head": False, "z_loss": 1e-3}
+    run = small_run("gpt", model=head)
+    expected = [o.loss for o in two_ranks.run(train_curve, run, "torch", 4)[0][0]]
+    plain = two_ranks.run(train_curve, small_run("gpt", model=head | {"z_loss": 0.0}), "torch", 4)
+    assert [o.loss for o in plain[0][0]] != pytest.approx(expected, rel=1e-5)
+    for stage in range(4):
+        run = small_run("gpt", stage, model=head)
+        outcomes = two_ranks.run(train_curve, run, "deepspeed", 4)[0][0]
+        assert [o.loss for o in outcomes] == pytest.approx(expected, rel=1e-4), stage
+
+
 Curve = list[list[tuple[list[StepOutcome], StateBytes]]]
 
 

@@ -230,3 +230,18 @@ def test_global_batch_that_does_not_divide_over_the_ranks_is_refused(
     run_dir = runs.make("run", small_run("gpt", 0, train=train))
     errors = two_ranks.run(train_rank, run_dir)
     assert all(isinstance(e, ConfigError) and "world(2)" in str(e) for e in errors)
+
+
+@pytest.mark.parametrize("family", ["gpt", "lstm_attention"])
+def test_resumed_run_drops_the_same_as_the_uninterrupted_one(
+    two_ranks: RankPool, runs: Runs, family: str
+) -> None:
+    dropped, plain = (every_step(family, 1, model={"dropout": share}) for share in (0.1, 0.0))
+    whole, halves = runs.make("whole", dropped), runs.make("halves", dropped)
+    two_ranks.run(train_rank, whole)
+    two_ranks.run(train_rank, halves, HALF)
+    two_ranks.run(train_rank, halves)
+    assert losses(halves) == losses(whole)
+    without = runs.make("without", plain)
+    two_ranks.run(train_rank, without, HALF)
+    assert losses(without)[1] != pytest.approx(losses(whole)[1], rel=1e-4)
