@@ -57,11 +57,11 @@ class TorchEngine:
         """Take one optimizer step; see `Engine`."""
         device = self._ranks.device
         laps = Laps(device)
-        self._model.train()
         num_tokens = int(sum_over_ranks([count_labels(micro_batches)], self._ranks)[0])
         # Of all labels, and of those that stand for text.
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._optimizer.zero_grad()
+        self._model.train()
         for batch in micro_batches:
             nll_BT = self._model(to_device(batch.inputs, device), to_device(batch.labels, device))
             sums += loss_sums(nll_BT, batch)
