@@ -162,3 +162,64 @@ class GptConfig(ModelBase):
         """
         kept = min(self.window_tokens or context_tokens, context_tokens)
         return 2 * self.depth * self.resolved_kv_heads * self.head_width * kept * bytes_per_value
+
+    def activation_bytes(
+        self,
+        micro_batch_samples: int,
+        sequence_tokens: int,
+        vocab_size: int,
+        bytes_per_value: int,
+        activation_checkpointing: bool = False,
+    ) -> float:
+        """Give the bytes that the forward pass of a micro-batch keeps for the backward pass.
+
+        Counted as a CPU keeps them, with attention's fused kernel, which keeps no scores. On CUDA
+        an RMSNorm keeps d values a token less. With checkpointing each block keeps its input alone,
+        and while one is run again, a block's own activations stand beside those.
+
+        Args:
+            micro_batch_samples: Samples B.
+            sequence_tokens: Tokens T of each.
+            vocab_size: Rows V of the embedding table.
+            bytes_per_value: 4 for fp32, 2 for bf16.
+            activation_checkpointing: Whether blocks are run again in backward.
+        """
+        num_tokens = micro_batch_samples * sequence_tokens
+        per_token = self.width if self.dropout > 0.0 else 0
+        shared = 0
+        if activation_checkpointing:
+            per_token += self.depth * self.width
+        else:
+            per_token += self.depth * self._block_activations
+            shared = self._shared_activations(sequence_tokens)
+        # The head keeps its input, which the norm gave, and both its gradients.
+        per_token += self._norm_activations + self.width
+        values = num_tokens * per_token + shared + vocab_size * self.width
+        token_ids = 2 * num_tokens * 8
+        return values * bytes_per_value + token_ids
+
+    @property
+    def _norm_activations(self) -> int:
+        """Values a token that a norm keeps: input, normalised input and root, or mean and root."""
+        return 3 * self.width + 1 if self.norm == "rmsnorm" else 2 * self.width + 2
+
+    @property
+    def _block_activations(self) -> int:
+        """Values a token that one block keeps."""
+        queries_keys = (self.heads + self.resolved_kv_heads) * self.head_width
+        values = self.resolved_kv_heads * self.head_width
+        attention = queries_keys + values + self.width + self.heads  # the last: sums of weights
+        if self.qk_norm:
+            attention += 2 * queries_keys + self.heads + self.resolved_kv_heads
+        num_hidden = 4 if self.activation == "swiglu" else 2
+        feed_forward = num_hidden * self.resolved_feed_forward_width
+        dropped = 2 * self.width if self.dropout > 0.0 else 0
+        return 2 * self._norm_activations + attention + feed_forward + dropped
+
+    def _shared_activations(self, sequence_tokens: int) -> int:
+        """Values that do not grow with the samples: tables of rotations, masks as numbers."""
+        tables = 2 * sequence_tokens * self.head_width if self.positions == "rope" else 0
+        if self.positions == "alibi":
+            return self.heads * sequence_tokens**2
+        is_masked = self.window_tokens is not None and self.window_tokens < sequence_tokens
+        return tables + (self.depth * sequence_tokens**2 if is_masked else 0)

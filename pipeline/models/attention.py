@@ -102,16 +102,17 @@ class SelfAttention(nn.Module):
         return y_BTD, (k_BGSK[:, :, kept], v_BGSK[:, :, kept])
 
     def _project(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        all_BNTK = self.qkv(x_BTD).unflatten(2, (sum(self.head_counts), -1)).transpose(1, 2)
-        q_BHTK, k_BGTK, v_BGTK = all_BNTK.split(self.head_counts, dim=1)
+        all_BTNK = self.qkv(x_BTD).unflatten(2, (sum(self.head_counts), -1))
+        q_BTHK, k_BTGK, v_BTGK = all_BTNK.split(self.head_counts, dim=2)
         if self.query_norm is not None and self.key_norm is not None:
-            q_BHTK, k_BGTK = self.query_norm(q_BHTK), self.key_norm(k_BGTK)
+            q_BTHK, k_BTGK = self.query_norm(q_BTHK), self.key_norm(k_BTGK)
         elif rotation is not None:
             # As a view it would keep queries and keys from before the rotation until backward.
-            v_BGTK = v_BGTK.contiguous()
+            v_BTGK = v_BTGK.contiguous()
+        q_BHTK, k_BGTK = q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2)
         if rotation is not None:
             q_BHTK, k_BGTK = rotate(q_BHTK, rotation), rotate(k_BGTK, rotation)
-        return q_BHTK, k_BGTK, v_BGTK
+        return q_BHTK, k_BGTK, v_BTGK.transpose(1, 2)
 
     def _merge(self, y_BHTK: Tensor) -> Tensor:
         y_BTD: Tensor = self.out(y_BHTK.transpose(1, 2).flatten(2))
@@ -148,8 +149,9 @@ def build_sight(config: GptConfig, x_BTD: Tensor, num_past: int, borders: Border
     if together_B1TT is not None:
         mask = mask & together_B1TT
     if has_bias:
-        bias_HTS = alibi_bias(times_S[num_kept:], times_S, config.heads)
-        mask = bias_HTS.masked_fill(~mask, -math.inf).to(x_BTD.dtype)
+        # Four dimensions: with three, the CPU falls back from its fused kernel.
+        bias_1HTS = alibi_bias(times_S[num_kept:], times_S, config.heads).unsqueeze(0)
+        mask = bias_1HTS.masked_fill(~mask, -math.inf).to(x_BTD.dtype)
     return Sight(mask=mask, is_causal=False, rotation=rotation)
 
 

@@ -1,64 +1,171 @@
-"""Closed-form FLOPs against the products that a forward and a backward pass really run.
+"""Closed forms of the Transformer against counting on the built model.
 
-The counter sees matrix products only and counts all T^2 scores of math attention, also those that
-the mask removes; the closed form counts the scores that are needed.
+The counter of FLOPs sees matrix products only and counts all T^2 scores of math attention, also
+those that the mask removes; the closed form counts the scores that are needed.
 """
 
 import itertools
+from typing import Any, get_args
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.gpt import GptConfig
-from pipeline.config.model import ModelConfig
+from pipeline.config.gpt_presets import PRESETS, PresetName
+from pipeline.config.model_base import mean_attended_tokens
+from pipeline.config.schema import TrainConfig
 from pipeline.models import build_model
+from pipeline.models.execution import set_execution
 
 VOCAB = 40
 SIZE = {"width": 16, "depth": 2, "heads": 2}
-TOKENS = 7
-SAMPLES = 3
-
-GPTS = [
-    GptConfig.model_validate({**SIZE, "positions": positions, "activation": activation, **width})
-    for positions, activation, width in itertools.product(
-        ("rope", "learned", "none"), ("gelu", "swiglu"), ({}, {"feed_forward_width": 20})
-    )
+TOKENS, SAMPLES = 7, 3
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"feed_forward_width": 20, "activation": "gelu"},
+    {"kv_heads": 1, "tied_head": False},
+    {"biases": True, "norm": "layernorm", "activation": "gelu_tanh"},
+    {"qk_norm": True, "kv_heads": 1},
+    {"window_tokens": 3, "biases": True},
+    {"causal": False},
+    {"causal": False, "window_tokens": 3},
+    {"dropout": 0.1, "depth": 3},
 ]
-
-
-def count_flops(model: nn.Module) -> int:
-    tokens = torch.randint(VOCAB, (SAMPLES, TOKENS + 1))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(tokens[:, :-1], tokens[:, 1:]).sum().backward()
-    return counter.get_total_flops()
-
-
-def masked_flops(config: ModelConfig, num_attentions: int, attended_tokens: float) -> float:
-    """FLOPs a token that math attention spends on scores which the mask removes.
-
-    Scores and their use are 2 products of 2 FLOPs a multiply-add, run once forward, twice backward.
-    """
-    return 3 * 2 * 2 * config.width * num_attentions * (TOKENS - attended_tokens)
-
-
-@pytest.mark.parametrize(
-    "config", GPTS, ids=lambda config: f"{config.positions}-{config.activation}"
+GPTS = [
+    GptConfig.model_validate({**SIZE, "positions": positions, **options})
+    for positions, options in itertools.product(("rope", "learned", "none", "alibi"), OPTIONS)
+]
+every_gpt = pytest.mark.parametrize(
+    "config",
+    GPTS,
+    ids=lambda config: ",".join(map(str, config.model_dump(exclude_defaults=True).values())),
 )
-def test_gpt_flops_equal_the_counted_products(config: GptConfig) -> None:
-    counted = count_flops(build_model(config, VOCAB, seed=0)) / (SAMPLES * TOKENS)
-    masked = masked_flops(config, config.depth, (TOKENS + 1) / 2)
+
+
+def tokens_of(num_samples: int) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(VOCAB, (num_samples, TOKENS + 1))
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+@every_gpt
+def test_flops_equal_the_counted_products(config: GptConfig) -> None:
+    model = build_model(config, VOCAB, seed=0)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.logits(tokens_of(SAMPLES)[0]).sum().backward()
+    counted = counter.get_total_flops() / (SAMPLES * TOKENS)
+    attended = mean_attended_tokens(TOKENS, config.window_tokens)
+    if not config.causal:
+        attended = 2 * attended - 1
+    # Scores and their use: 2 products of 2 FLOPs, run once forward and twice backward.
+    masked = 3 * 2 * 2 * config.width * config.depth * (TOKENS - attended)
     assert config.flops_per_token(VOCAB, TOKENS) + masked == pytest.approx(counted, rel=1e-12)
+    if config.window_tokens is None:
+        assert config.flops_per_token(VOCAB, TOKENS, "palm") == pytest.approx(counted, rel=1e-12)
 
 
-def test_published_gpt2_small_has_its_published_size() -> None:
-    # The released weights hold 124,439,808 numbers, 9 d of them a block in biases of matrices,
-    # which this model does without.
-    config = GptConfig(
-        width=768, depth=12, heads=12, max_positions=1024, positions="learned",
-        norm="layernorm", activation="gelu",
-    )  # fmt: skip
-    biases = 12 * 9 * 768
-    assert config.num_parameters(50257).total + biases == 124_439_808
+def test_palm_flops_are_those_of_the_paper() -> None:
+    # Chowdhery et al. 2022, appendix B: 6 N + 12 L H Q T, N with the head and without the table.
+    config = GptConfig(width=768, depth=12, heads=12, activation="gelu", norm="layernorm")
+    matrices = 12 * 12 * 768**2 + 50257 * 768
+    assert config.flops_per_token(50257, 1024, "palm") == 6 * matrices + 12 * 12 * 768 * 1024
+
+
+class ProductChain(TorchDispatchMode):
+    """Traces how many matrix products stand behind each tensor, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: dict[int, int] = {}
+        self.alive: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        result = func(*args, **(kwargs or {}))
+        length = max((self.lengths.get(id(tensor), 0) for tensor in given), default=0)
+        length += str(func).startswith(("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"))
+        for tensor in tree_leaves(result):
+            self.lengths[id(tensor)] = length
+            self.alive.append(tensor)
+        return result
+
+
+@every_gpt
+def test_dependent_products_equal_the_traced_chain(config: GptConfig) -> None:
+    model = build_model(config, VOCAB, seed=0)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), ProductChain() as chain:
+        logits_BTV = model.logits(tokens_of(1)[0])
+    assert config.dependent_products(TOKENS) == chain.lengths[id(logits_BTV)]
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """Bytes of the distinct storages behind what autograd holds, parameters left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    held: dict[int, int] = {}
+    alive = []
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(tensor)
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(*tokens_of(SAMPLES))
+    return sum(held.values())
+
+
+@every_gpt
+@pytest.mark.parametrize("again", [False, True])
+def test_activation_bytes_equal_what_autograd_holds(config: GptConfig, again: bool) -> None:
+    model = build_model(config, VOCAB, seed=0)
+    set_execution(model, TrainConfig(activation_checkpointing=again))
+    expected = config.activation_bytes(SAMPLES, TOKENS, VOCAB, 4, activation_checkpointing=again)
+    assert expected == saved_bytes(model)
+
+
+GPT2_SIZES = {
+    # Numbers in the released weights.
+    "gpt2_124m": 124_439_808,
+    "gpt2_355m": 354_823_168,
+    "gpt2_774m": 774_030_080,
+    "gpt2_1558m": 1_557_611_200,
+}
+LLAMA_SIZES = {
+    "llama_1b": (128_256, 1_235_814_400),
+    "llama_3b": (128_256, 3_212_749_824),
+    "llama_7b": (32_000, 6_738_415_616),
+}
+OWN_SIZES = {
+    # Outside the table, from 4 d^2 + 3 d f + 2 d a block and d of the final norm.
+    "llama_1m": 5 * (4 * 128**2 + 3 * 128 * 344 + 2 * 128) + 128,
+    "llama_3m": 4 * (4 * 256**2 + 3 * 256 * 680 + 2 * 256) + 256,
+    "llama_10m": 6 * (4 * 384**2 + 3 * 384 * 1024 + 2 * 384) + 384,
+    "llama_30m": 10 * (4 * 512**2 + 3 * 512 * 1368 + 2 * 512) + 512,
+    "llama_100m": 14 * (4 * 768**2 + 3 * 768 * 2048 + 2 * 768) + 768,
+    "llama_300m": 24 * (4 * 1024**2 + 3 * 1024 * 2728 + 2 * 1024) + 1024,
+}
+
+
+def test_presets_have_their_published_sizes() -> None:
+    assert set(PRESETS) == set(get_args(PresetName)) == {*GPT2_SIZES, *LLAMA_SIZES, *OWN_SIZES}
+    for name, total in GPT2_SIZES.items():
+        assert GptConfig.model_validate({"preset": name}).num_parameters(50257).total == total
+    for name, (vocab_size, total) in LLAMA_SIZES.items():
+        assert GptConfig.model_validate({"preset": name}).num_parameters(vocab_size).total == total
+    for name, non_embedding in OWN_SIZES.items():
+        config = GptConfig.model_validate({"preset": name})
+        assert config.num_parameters(256).non_embedding == non_embedding
+        assert non_embedding == pytest.approx(1e6 * int(name[6:-1]), rel=0.07)
+
+
+def test_a_field_beside_a_preset_wins_and_a_resolved_config_reads_back_the_same() -> None:
+    config = GptConfig.model_validate({"preset": "gpt2_124m", "depth": 3, "max_positions": 256})
+    assert (config.depth, config.max_positions, config.width) == (3, 256, 768)
+    assert config.biases
+    assert GptConfig.model_validate(config.model_dump(mode="json")) == config

@@ -20,6 +20,7 @@ from pipeline.data.shards import (
 )
 from pipeline.models import build_model
 from pipeline.models.documents import DocumentRule
+from pipeline.models.execution import set_execution
 from pipeline.training.distributed import RankContext
 from pipeline.training.engine import Engine, build_engine
 
@@ -64,6 +65,7 @@ def small_engine(
     plan = plan_batches(run.train, ranks.world_size)
     rule = DocumentRule(end_of_document_id=0, switches=run.train.documents)
     model = build_model(run.model, VOCAB_SIZE, run.seed, rule)
+    set_execution(model, run.train)
     return build_engine(model, run, plan, ranks, name), plan
 
 
