@@ -1,0 +1,201 @@
+"""From a model's size to batch, learning rate, betas, warm-up and length of its training.
+
+N is the number of non-embedding parameters, so no tokenizer is needed.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import TrainConfig
+from pipeline.config.tree import merge
+from pipeline.errors import ConfigError
+
+REFERENCE_PARAMETERS = 108e6
+"""Size N at which the coefficients of a rule are stated."""
+
+LARGE_BATCH_TOKENS = 524_288
+"""From this global batch on, a rule takes the shorter second moment."""
+
+TOKENS_PER_PARAMETER = 20.0
+"""Training tokens per non-embedding parameter. Source: Hoffmann et al. 2022, table 3: 20 to 22."""
+
+RANK_MULTIPLES = (8, 4, 2, 1)
+"""World sizes that a filled batch should divide over, the best first."""
+
+ROUNDING_FRACTION = 0.1
+"""How far rounding for a larger world size may move the batch."""
+
+_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRule:
+    """Coefficients at the reference size; the exponents are those of the published rule.
+
+    Source: OLMo-core, `model_ladder/wsds_chinchilla_run_configurator.py`.
+    """
+
+    learning_rate: float
+    """Peak at the reference size; falls as N^(-1/3)."""
+    batch_tokens: float
+    """Global batch at the reference size; grows as N^(2/3)."""
+    warmup_tokens_per_parameter: float
+    """Tokens of the linear rise, over N."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2_small_batch: float
+    """Decay of the second moment below `LARGE_BATCH_TOKENS`."""
+    beta2_large_batch: float
+    """The same from `LARGE_BATCH_TOKENS` on."""
+
+    def learning_rate_at(self, num_parameters: int) -> float:
+        """Give the peak learning rate at N non-embedding parameters."""
+        return self.learning_rate * math.pow(num_parameters / REFERENCE_PARAMETERS, -1 / 3)
+
+    def batch_tokens_at(self, num_parameters: int) -> int:
+        """Give the global batch at N non-embedding parameters, before rounding to samples."""
+        return round(self.batch_tokens * math.pow(num_parameters / REFERENCE_PARAMETERS, 2 / 3))
+
+    def beta2_at(self, batch_tokens: int) -> float:
+        """Give the decay of the second moment for a global batch."""
+        is_large = batch_tokens >= LARGE_BATCH_TOKENS
+        return self.beta2_large_batch if is_large else self.beta2_small_batch
+
+
+PUBLISHED_RULE = SizeRule(
+    learning_rate=0.0047 / 2,
+    batch_tokens=2048 * 160,
+    warmup_tokens_per_parameter=1.0,
+    beta2_small_batch=0.99,
+    beta2_large_batch=0.95,
+)
+"""The rule of the OLMo-2 and OLMo-3 ladders, for Transformers trained on 20 tokens a parameter."""
+
+RULES: Mapping[str, SizeRule] = {"gpt": PUBLISHED_RULE, "lstm_attention": PUBLISHED_RULE}
+"""Model family to its rule."""
+
+
+def fill_train(
+    tree: Mapping[str, Any], origin: str, rule: SizeRule | None = None
+) -> dict[str, Any]:
+    """Fill what `train` leaves open by the rule of the model's family; stated values stay.
+
+    A tree whose `train.automatic` is off or that was filled before comes back as it is, and so does
+    one whose model or samples are wrong, which the schema then explains.
+
+    Args:
+        tree: Fields of `RunConfig`.
+        origin: What to name in an error.
+        rule: Instead of the family's own.
+
+    Raises:
+        ConfigError: One micro-batch exceeds the rule's batch, stated tokens and filled batch do not
+            divide, or the warm-up outlasts the run.
+    """
+    train = tree.get("train")
+    if not isinstance(train, Mapping) or train.get("automatic") is not True:
+        return dict(tree)
+    if train.get("filled_by_rule") is not None:
+        return dict(tree)
+    try:
+        model = _MODEL.validate_python(tree.get("model"))
+        stated = _stated(train)
+    except (ValidationError, TypeError):
+        return dict(tree)
+    num_parameters = model.num_parameters(0).non_embedding
+    try:
+        values = _resolve(rule or RULES[model.family], num_parameters, stated)
+    except ValueError as exc:
+        raise ConfigError(f"{origin}: train.automatic at N={num_parameters:,}: {exc}") from exc
+    open_fields = {path: value for path, value in values.items() if path not in stated}
+    filled: dict[str, Any] = {"filled_by_rule": list(open_fields)}
+    for path, value in open_fields.items():
+        section, _, leaf = path.rpartition(".")
+        target = filled.setdefault(section, {}) if section else filled
+        target[leaf] = value
+    return {**tree, "train": merge(train, filled)}
+
+
+def _stated(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the stated numbers by dotted path, with the sample shape's defaults filled in."""
+    stated: dict[str, Any] = {}
+    for key, value in train.items():
+        if isinstance(value, Mapping):
+            stated |= {f"{key}.{leaf}": entry for leaf, entry in value.items()}
+        else:
+            stated[key] = value
+    for name in ("micro_batch_samples", "sequence_tokens"):
+        stated.setdefault(name, TrainConfig.model_fields[name].default)
+    for path in ("micro_batch_samples", "sequence_tokens", "global_batch_tokens", "total_tokens"):
+        if path in stated and not (isinstance(stated[path], int) and stated[path] > 0):
+            raise TypeError(path)
+    return stated
+
+
+def _resolve(rule: SizeRule, num_parameters: int, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Give every field that a rule can fill, later ones following from stated earlier ones."""
+    batch_tokens = stated.get("global_batch_tokens")
+    if batch_tokens is None:
+        batch_tokens = _round_batch(
+            rule.batch_tokens_at(num_parameters),
+            stated["micro_batch_samples"],
+            stated["sequence_tokens"],
+        )
+    total_tokens = _total_tokens(num_parameters, batch_tokens, stated)
+    warmup_tokens = rule.warmup_tokens_per_parameter * num_parameters
+    if "schedule.warmup_fraction" not in stated and warmup_tokens >= total_tokens:
+        raise ValueError(
+            f"the warm-up of {warmup_tokens:,.0f} tokens outlasts total_tokens={total_tokens:,}; "
+            f"state train.schedule.warmup_fraction, or train on more tokens"
+        )
+    return {
+        "global_batch_tokens": batch_tokens,
+        "total_tokens": total_tokens,
+        "optimizer.learning_rate": rule.learning_rate_at(num_parameters),
+        "optimizer.beta1": rule.beta1,
+        "optimizer.beta2": rule.beta2_at(batch_tokens),
+        "schedule.warmup_fraction": warmup_tokens / total_tokens,
+    }
+
+
+def _round_batch(batch_tokens: int, micro_batch_samples: int, sequence_tokens: int) -> int:
+    """Give the nearest batch that divides over 8, 4, 2 or 1 ranks.
+
+    The largest of these world sizes is taken whose rounding moves the batch by at most
+    `ROUNDING_FRACTION`; one rank always does.
+    """
+    micro_tokens = micro_batch_samples * sequence_tokens
+    if micro_tokens > batch_tokens:
+        fits = batch_tokens // sequence_tokens
+        advice = f"lower train.micro_batch_samples to {fits}" if fits else "shorten the sequence"
+        raise ValueError(
+            f"one micro-batch of micro({micro_batch_samples}) x seq({sequence_tokens})="
+            f"{micro_tokens} tokens exceeds the rule's batch of {batch_tokens}; {advice}, or "
+            f"state train.global_batch_tokens"
+        )
+    for num_ranks in RANK_MULTIPLES:
+        unit = num_ranks * micro_tokens
+        rounded = round(batch_tokens / unit) * unit
+        if abs(rounded - batch_tokens) <= ROUNDING_FRACTION * batch_tokens:
+            return rounded
+    return round(batch_tokens / micro_tokens) * micro_tokens
+
+
+def _total_tokens(num_parameters: int, batch_tokens: int, stated: Mapping[str, Any]) -> int:
+    total_tokens = stated.get("total_tokens")
+    if total_tokens is None:
+        per_parameter = stated.get("tokens_per_parameter") or TOKENS_PER_PARAMETER
+        return max(1, round(per_parameter * num_parameters / batch_tokens)) * batch_tokens
+    if total_tokens % batch_tokens:
+        low = total_tokens // batch_tokens * batch_tokens
+        near = " or ".join(str(v) for v in (low, low + batch_tokens) if v)
+        raise ValueError(
+            f"total_tokens={total_tokens} is not a multiple of "
+            f"global_batch_tokens={batch_tokens}; nearest: {near}"
+        )
+    return int(total_tokens)
