@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.model import ModelConfig
-from pipeline.config.schema import TrainConfig
+from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.config.tree import merge
 from pipeline.errors import ConfigError
 
@@ -119,6 +119,33 @@ def fill_train(
         target = filled.setdefault(section, {}) if section else filled
         target[leaf] = value
     return {**tree, "train": merge(train, filled)}
+
+
+def list_origins(run: RunConfig) -> dict[str, dict[str, float]]:
+    """Give what a rule filled and what was stated instead, by dotted path below `train`.
+
+    Args:
+        run: A run as loaded.
+
+    Returns:
+        `by_rule` and `stated`, path to value; empty where the run is not automatic.
+    """
+    train = run.train
+    if train.filled_by_rule is None:
+        return {}
+    values: dict[str, float] = {
+        "global_batch_tokens": train.global_batch_tokens,
+        "total_tokens": train.total_tokens,
+        "optimizer.learning_rate": train.optimizer.learning_rate,
+        "optimizer.beta1": train.optimizer.beta1,
+        "optimizer.beta2": train.optimizer.beta2,
+        "schedule.warmup_fraction": train.schedule.warmup_fraction,
+    }
+    by_rule = {path: value for path, value in values.items() if path in train.filled_by_rule}
+    return {
+        "by_rule": by_rule,
+        "stated": {path: value for path, value in values.items() if path not in by_rule},
+    }
 
 
 def _stated(train: Mapping[str, Any]) -> dict[str, Any]:
