@@ -4,14 +4,13 @@ N is the number of non-embedding parameters, so no tokenizer is needed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from pipeline.config.model import ModelConfig
+from pipeline.config.explain import validate
 from pipeline.config.schema import RunConfig, TrainConfig
+from pipeline.config.section import check_multiple
 from pipeline.config.tree import merge
 from pipeline.errors import ConfigError
 
@@ -29,8 +28,6 @@ RANK_MULTIPLES = (8, 4, 2, 1)
 
 ROUNDING_FRACTION = 0.1
 """How far rounding for a larger world size may move the batch."""
-
-_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,45 +77,37 @@ RULES: Mapping[str, SizeRule] = {"gpt": PUBLISHED_RULE, "lstm_attention": PUBLIS
 """Model family to its rule."""
 
 
-def fill_train(
-    tree: Mapping[str, Any], origin: str, rule: SizeRule | None = None
-) -> dict[str, Any]:
+def fill_train(run: RunConfig, origin: str, rule: SizeRule | None = None) -> RunConfig:
     """Fill what `train` leaves open by the rule of the model's family; stated values stay.
 
-    A tree whose `train.automatic` is off or that was filled before comes back as it is, and so does
-    one whose model or samples are wrong, which the schema then explains.
+    A run whose `train.automatic` is off, or that was filled before, comes back as it is.
 
     Args:
-        tree: Fields of `RunConfig`.
+        run: The run as stated; fields that were set count as stated, equal to the default or not.
         origin: What to name in an error.
         rule: Instead of the family's own.
 
     Raises:
         ConfigError: One micro-batch exceeds the rule's batch, stated tokens and filled batch do not
-            divide, or the warm-up outlasts the run.
+            divide, or the warm-up does not fit into the run.
     """
-    train = tree.get("train")
-    if not isinstance(train, Mapping) or train.get("automatic") is not True:
-        return dict(tree)
-    if train.get("filled_by_rule") is not None:
-        return dict(tree)
+    if not run.train.automatic or run.train.filled_by_rule is not None:
+        return run
+    num_parameters = run.model.num_parameters(0).non_embedding
+    stated = _stated(run.train)
+    origin = f"{origin}: train.automatic at N={num_parameters:,}"
     try:
-        model = _MODEL.validate_python(tree.get("model"))
-        stated = _stated(train)
-    except (ValidationError, TypeError):
-        return dict(tree)
-    num_parameters = model.num_parameters(0).non_embedding
-    try:
-        values = _resolve(rule or RULES[model.family], num_parameters, stated)
+        values = _resolve(rule or RULES[run.model.family], num_parameters, run.train, stated)
     except ValueError as exc:
-        raise ConfigError(f"{origin}: train.automatic at N={num_parameters:,}: {exc}") from exc
-    open_fields = {path: value for path, value in values.items() if path not in stated}
-    filled: dict[str, Any] = {"filled_by_rule": list(open_fields)}
-    for path, value in open_fields.items():
+        raise ConfigError(f"{origin}: {exc}") from exc
+    by_rule = {path: value for path, value in values.items() if path not in stated}
+    filled: dict[str, Any] = {"filled_by_rule": tuple(by_rule)}
+    for path, value in by_rule.items():
         section, _, leaf = path.rpartition(".")
         target = filled.setdefault(section, {}) if section else filled
         target[leaf] = value
-    return {**tree, "train": merge(train, filled)}
+    tree = merge(run.train.model_dump(exclude_unset=True), filled)
+    return run.model_copy(update={"train": validate(TrainConfig, tree, origin)})
 
 
 def list_origins(run: RunConfig) -> dict[str, dict[str, float]]:
@@ -148,32 +137,28 @@ def list_origins(run: RunConfig) -> dict[str, dict[str, float]]:
     }
 
 
-def _stated(train: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the stated numbers by dotted path, with the sample shape's defaults filled in."""
-    stated: dict[str, Any] = {}
-    for key, value in train.items():
-        if isinstance(value, Mapping):
-            stated |= {f"{key}.{leaf}": entry for leaf, entry in value.items()}
-        else:
-            stated[key] = value
-    for name in ("micro_batch_samples", "sequence_tokens"):
-        stated.setdefault(name, TrainConfig.model_fields[name].default)
-    for path in ("micro_batch_samples", "sequence_tokens", "global_batch_tokens", "total_tokens"):
-        if path in stated and not (isinstance(stated[path], int) and stated[path] > 0):
-            raise TypeError(path)
-    return stated
+def _stated(train: TrainConfig) -> set[str]:
+    """Give the dotted paths of all numbers that the config sets."""
+    paths = set(train.model_fields_set)
+    for section, part in (("optimizer", train.optimizer), ("schedule", train.schedule)):
+        paths |= {f"{section}.{name}" for name in part.model_fields_set}
+    return paths
 
 
-def _resolve(rule: SizeRule, num_parameters: int, stated: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve(
+    rule: SizeRule, num_parameters: int, train: TrainConfig, stated: Set[str]
+) -> dict[str, float]:
     """Give every field that a rule can fill, later ones following from stated earlier ones."""
-    batch_tokens = stated.get("global_batch_tokens")
-    if batch_tokens is None:
-        batch_tokens = _round_batch(
-            rule.batch_tokens_at(num_parameters),
-            stated["micro_batch_samples"],
-            stated["sequence_tokens"],
-        )
-    total_tokens = _total_tokens(num_parameters, batch_tokens, stated)
+    batch_tokens = train.global_batch_tokens
+    if "global_batch_tokens" not in stated:
+        wanted = rule.batch_tokens_at(num_parameters)
+        batch_tokens = _round_batch(wanted, train.micro_batch_samples, train.sequence_tokens)
+    total_tokens = train.total_tokens
+    if "total_tokens" not in stated:
+        per_parameter = train.tokens_per_parameter or TOKENS_PER_PARAMETER
+        num_steps = max(1, round(per_parameter * num_parameters / batch_tokens))
+        total_tokens = num_steps * batch_tokens
+    check_multiple("total_tokens", total_tokens, batch_tokens, "global_batch_tokens")
     warmup_tokens = rule.warmup_tokens_per_parameter * num_parameters
     if "schedule.warmup_fraction" not in stated and warmup_tokens >= total_tokens:
         raise ValueError(
@@ -211,18 +196,3 @@ def _round_batch(batch_tokens: int, micro_batch_samples: int, sequence_tokens: i
         if abs(rounded - batch_tokens) <= ROUNDING_FRACTION * batch_tokens:
             return rounded
     return round(batch_tokens / micro_tokens) * micro_tokens
-
-
-def _total_tokens(num_parameters: int, batch_tokens: int, stated: Mapping[str, Any]) -> int:
-    total_tokens = stated.get("total_tokens")
-    if total_tokens is None:
-        per_parameter = stated.get("tokens_per_parameter") or TOKENS_PER_PARAMETER
-        return max(1, round(per_parameter * num_parameters / batch_tokens)) * batch_tokens
-    if total_tokens % batch_tokens:
-        low = total_tokens // batch_tokens * batch_tokens
-        near = " or ".join(str(v) for v in (low, low + batch_tokens) if v)
-        raise ValueError(
-            f"total_tokens={total_tokens} is not a multiple of "
-            f"global_batch_tokens={batch_tokens}; nearest: {near}"
-        )
-    return int(total_tokens)

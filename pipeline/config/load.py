@@ -60,8 +60,8 @@ def build_run(
     Raises:
         ConfigError: As `load_run`.
     """
-    filled = tree if rule == "later" else fill_train(tree, origin, rule)
-    run = validate(RunConfig, with_output_dir(filled), origin)
+    run = validate(RunConfig, with_output_dir(tree), origin)
+    run = run if rule == "later" else fill_train(run, origin, rule)
     data = run.data.model_copy(
         update={
             "output_dir": Path(run.data.output_dir or run.output_dir / "data").absolute(),
