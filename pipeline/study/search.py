@@ -21,7 +21,8 @@ BEST_FRACTION = 0.25
 LEAST_BEST = 3
 """Trials it is taken from at least."""
 EDGE_FRACTION = 0.1
-"""A best trial in the outer tenth of its range, on the scale of the draws, is flagged."""
+"""A best trial in the outer tenth of its range, on the scale of the draws, is flagged; so is one
+beyond which no trial went: rounding can keep all batches away from the end of their range."""
 NUM_RESAMPLES = 2000
 INTERVAL_PERCENT = (2.5, 97.5)
 RESAMPLING_SEED = 0
@@ -55,7 +56,8 @@ class Optimum:
     high: float
     """Greatest value in the best quarter."""
     is_at_edge: bool
-    """The best trial stands in the outer tenth of its range: the optimum may lie outside."""
+    """The best trial stands in the outer tenth of its range, or no trial went further: the optimum
+    may lie outside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +173,15 @@ def _search_model(
         family=model.family,
         num_parameters=model.num_parameters(0).non_embedding,
         trials=trials,
-        optima=[_find_optimum(name, ranked[:num_best], search) for name in PARAMETERS],
+        optima=[_find_optimum(name, ranked, num_best, search) for name in PARAMETERS],
     )
 
 
-def _find_optimum(name: str, best: Sequence[TrialResult], search: SearchConfig) -> Optimum:
-    values = [float(getattr(trial, name)) for trial in best]
+def _find_optimum(
+    name: str, ranked: Sequence[TrialResult], num_best: int, search: SearchConfig
+) -> Optimum:
+    tried = [float(getattr(trial, name)) for trial in ranked]
+    values = tried[:num_best]
     centre = math.exp(sum(math.log(as_drawn(name, value)) for value in values) / len(values))
     place = place_in_range(name, values[0], search)
     return Optimum(
@@ -185,7 +190,9 @@ def _find_optimum(name: str, best: Sequence[TrialResult], search: SearchConfig) 
         centre=as_drawn(name, centre),
         low=min(values),
         high=max(values),
-        is_at_edge=not EDGE_FRACTION <= place <= 1 - EDGE_FRACTION,
+        is_at_edge=not (
+            EDGE_FRACTION <= place <= 1 - EDGE_FRACTION and min(tried) < values[0] < max(tried)
+        ),
     )
 
 

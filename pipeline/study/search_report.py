@@ -82,8 +82,8 @@ def _say_findings(found: SearchResult) -> list[str]:
     ]
     if edges:
         sentences.append(
-            f"Edges. Best values in the outer tenth of their range, so that the optimum may lie "
-            f"outside: {', '.join(edges)}."
+            f"Edges. Best values in the outer tenth of their range, or beyond which no trial went, "
+            f"so that the optimum may lie outside: {', '.join(edges)}."
         )
     return sentences
 

@@ -195,6 +195,16 @@ def test_a_best_trial_at_the_edge_of_its_range_is_flagged(
     assert (tmp_path / "search" / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_a_best_batch_that_is_the_least_one_tried_is_flagged_too(
+    tmp_path: Path, report: Callable[..., StudyResult]
+) -> None:
+    report(lambda cell: math.log(cell.run.train.global_batch_tokens))
+    for model in found_in(tmp_path)["models"]:
+        batch = next(o for o in model["optima"] if o["parameter"] == "batch_tokens")
+        assert batch["best"] == min(trial["batch_tokens"] for trial in model["trials"])
+        assert batch["is_at_edge"]
+
+
 def test_a_trial_that_one_model_lacks_counts_for_none(
     tmp_path: Path, report: Callable[..., StudyResult]
 ) -> None:
