@@ -112,8 +112,13 @@ def init(
         display.answer(plan | {"command": command}, dry_run_lines(plan, command))
         return
     run_dir = init_run(request.run, preparing(display))
-    lines = [f"run directory: {run_dir}", f"start it with: {' '.join(command)}"]
-    display.answer({"run_dir": str(run_dir), "command": command}, lines)
+    lines = [
+        f"run directory: {run_dir}",
+        *origin_lines(plan),
+        f"start it with: {' '.join(command)}",
+    ]
+    answer = {"run_dir": str(run_dir), "automatic": plan["automatic"], "command": command}
+    display.answer(answer, lines)
 
 
 def describe(request: RunRequest, on_event: Callable[[str], None]) -> dict[str, Any]:
@@ -124,6 +129,7 @@ def describe(request: RunRequest, on_event: Callable[[str], None]) -> dict[str, 
     """
     from launch.environment import expected_accelerator
     from launch.run_dirs import check_owner, run_dir_of
+    from pipeline.config.automatic import list_origins
     from pipeline.config.cluster import check_run_on_cluster
 
     run, cluster = request.run, request.cluster
@@ -141,6 +147,7 @@ def describe(request: RunRequest, on_event: Callable[[str], None]) -> dict[str, 
             "global_batch_tokens": batches.global_batch_tokens,
             "total_steps": run.train.total_steps,
         },
+        "automatic": list_origins(run),
         "run": as_tree(run),
         "cluster": as_tree(cluster),
     }
@@ -155,10 +162,24 @@ def dry_run_lines(plan: dict[str, Any], command: list[str]) -> list[str]:
     return [
         resolved.rstrip(),
         f"batches: {batches}",
+        *origin_lines(plan),
         f"device: {plan['accelerator']}",
         f"run directory: {plan['run_dir']}",
         f"would run: {' '.join(command)}",
     ]
+
+
+def origin_lines(plan: dict[str, Any]) -> list[str]:
+    """Say which numbers of an automatic run its rule filled, and which were stated."""
+    names = {"by_rule": "filled by rule", "stated": "stated"}
+    lines = []
+    for origin, values in plan["automatic"].items():
+        shown = [
+            f"{path} {value:,}" if isinstance(value, int) else f"{path} {value:.4g}"
+            for path, value in values.items()
+        ]
+        lines += [f"{names[origin]}: {', '.join(shown)}"] if shown else []
+    return lines
 
 
 def answer_run(display: Any, run_dir: Path, verdict: str) -> None:

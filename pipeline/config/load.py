@@ -5,11 +5,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel
 
+from pipeline.config.automatic import SizeRule, fill_train
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.explain import validate
 from pipeline.config.schema import RunConfig
@@ -46,17 +47,22 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return build_run(_read_with_data(path, overrides, ("data",)), str(path))
 
 
-def build_run(tree: Mapping[str, Any], origin: str) -> RunConfig:
-    """Check a run config given as a tree and make its directories absolute.
+def build_run(
+    tree: Mapping[str, Any], origin: str, rule: SizeRule | Literal["later"] | None = None
+) -> RunConfig:
+    """Check a run config given as a tree, fill it by rule, and make its directories absolute.
 
     Args:
         tree: Fields of `RunConfig`.
         origin: What to name in an error.
+        rule: How an automatic run is filled; None takes its family's rule, `later` leaves it open
+            because its size is not final.
 
     Raises:
         ConfigError: As `load_run`.
     """
     run = validate(RunConfig, with_output_dir(tree), origin)
+    run = run if rule == "later" else fill_train(run, origin, rule)
     data = run.data.model_copy(
         update={
             "output_dir": Path(run.data.output_dir or run.output_dir / "data").absolute(),
@@ -75,7 +81,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     tree = _read_with_data(path, overrides, ("base", "data"))
     study = validate(StudyConfig, with_output_dir(tree), str(path))
     for label, fields in study.families.items():
-        build_run(merge(study.base, fields), f"{path}: families.{label}")
+        build_run(merge(study.base, fields), f"{path}: families.{label}", "later")
     cluster = _with_hostfile(study.cluster, path)
     return study.model_copy(update={"output_dir": study.output_dir.absolute(), "cluster": cluster})
 

@@ -65,6 +65,14 @@ class DocumentsConfig(Section):
 class TrainConfig(Section):
     """How much is trained, in tokens, and how it is cut into steps."""
 
+    automatic: bool = False
+    """Whether batch, tokens, learning rate, betas and warm-up that are not stated follow from the
+    model's size by the rule of its family (`pipeline/config/automatic.py`); off, so that a run
+    means what it says."""
+    tokens_per_parameter: float | None = Field(default=None, gt=0.0)
+    """Automatic only: training tokens per non-embedding parameter; None takes 20."""
+    filled_by_rule: tuple[str, ...] | None = None
+    """Written into a resolved run: the fields that the rule filled; None before that."""
     global_batch_tokens: int = Field(default=16384, ge=1)
     """Tokens of one optimizer step over all ranks."""
     sequence_tokens: int = Field(default=256, ge=2)
@@ -92,7 +100,29 @@ class TrainConfig(Section):
         return self.total_tokens // self.global_batch_tokens
 
     @model_validator(mode="after")
+    def _rule_is_wanted(self) -> Self:
+        if self.automatic:
+            return self
+        for name in ("tokens_per_parameter", "filled_by_rule"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} has a meaning with automatic=true only; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_are_stated_once(self) -> Self:
+        is_filled = self.filled_by_rule is not None and "total_tokens" in self.filled_by_rule
+        is_stated = "total_tokens" in self.model_fields_set and not is_filled
+        if self.tokens_per_parameter is not None and is_stated:
+            raise ValueError(
+                f"tokens_per_parameter={self.tokens_per_parameter:g} and "
+                f"total_tokens={self.total_tokens} are two ways to say the same; leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> Self:
+        if self.automatic and self.filled_by_rule is None:
+            return self
         micro_tokens = self.micro_batch_samples * self.sequence_tokens
         check_multiple(
             "global_batch_tokens", self.global_batch_tokens, micro_tokens,

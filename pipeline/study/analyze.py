@@ -48,7 +48,7 @@ def analyze(records: StudyRecords, *, stopped: bool = False) -> StudyResult:
     families = [_describe_family(records, label, times) for label in records.plan.families]
     comparisons = _compare(records, families, times)
     checks = _check(records, families)
-    wall_time = _measure_wall_time(records, all_times)
+    wall_time = measure_wall_time(records, all_times)
     states = state_bytes(records.probes.values())
     return StudyResult(
         study=records.study.name,
@@ -223,7 +223,8 @@ def _judge(records: StudyRecords, checks: Sequence[Check], stopped: bool) -> Sta
     return "partial" if records.missing else "complete"
 
 
-def _measure_wall_time(records: StudyRecords, times: Sequence[StepTimes]) -> WallTime:
+def measure_wall_time(records: StudyRecords, times: Sequence[StepTimes]) -> WallTime:
+    """Add up where the seconds of a study went; `times` are all timed steps."""
     spent = {"prepare": 0.0, "train": 0.0, "probe": 0.0, "report": 0.0}
     for step in records.timeline:
         spent[step.phase] += step.seconds

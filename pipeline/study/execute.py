@@ -23,6 +23,7 @@ from pipeline.study.plan import Cell, ProbeCell, StudyPlan, plan_study
 from pipeline.study.progress import Progress, StudyEvent, phase_of
 from pipeline.study.records import read_records
 from pipeline.study.report import write_report
+from pipeline.study.search_report import report_search
 from pipeline.study.timeline import Outcome
 from pipeline.tracking.atomic import write_text_atomic
 from pipeline.tracking.store import (
@@ -126,8 +127,11 @@ def report_study(study_dir: Path, *, stopped: bool = False) -> StudyResult:
         TrackingError: A result cannot be read.
     """
     records = read_records(study_dir)
-    result = analyze(records, stopped=stopped)
-    write_report(result, records)
+    if records.study.search is not None:
+        result = report_search(records, records.study.search, stopped=stopped)
+    else:
+        result = analyze(records, stopped=stopped)
+        write_report(result, records)
     write_json_atomic(study_dir / RESULT_FILE, asdict(result))
     return result
 

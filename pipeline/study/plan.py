@@ -13,14 +13,23 @@ from pipeline.config.batching import plan_batches
 from pipeline.config.load import build_run
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import RunConfig
-from pipeline.config.study import ProbeConfig, StudyConfig
+from pipeline.config.study import ProbeConfig, SearchConfig, StudyConfig
 from pipeline.config.tree import merge
 from pipeline.errors import ConfigError
 from pipeline.study.differences import list_differences
 from pipeline.study.match import MatchedSize, count_parameters, match_model
+from pipeline.study.trials import draw_trials, trial_name
 
 DISPLAY_NAMES = {"gpt": "Transformer", "lstm_attention": "LSTM with attention"}
 """What a report calls a family whose label in the study is just the family's name."""
+
+SEARCHED_FIELDS = (
+    "global_batch_tokens",
+    "optimizer.learning_rate",
+    "optimizer.beta2",
+    "schedule.warmup_fraction",
+)
+"""Fields of `train` that a search draws; a family that stated one would search over nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +99,21 @@ def plan_study(study: StudyConfig) -> StudyPlan:
         ConfigError: A run is contradictory, sizes cannot be matched, batches do not divide over the
             ranks, families have different text, or two cells would share a name.
     """
-    shapes = _resolve_shapes(study)
-    sizes = _match_sizes(study, shapes)
-    models = {label: size.model for label, size in sizes.items()}
-    runs = {
-        label: run.model_copy(update={"model": models.get(label, run.model)})
-        for label, run in shapes.items()
+    trees = _family_trees(study)
+    shapes = {
+        label: build_run(tree, _origin(study, label), "later") for label, tree in trees.items()
     }
+    sizes = _match_sizes(study, shapes)
+    for label, size in sizes.items():
+        trees[label]["model"] = size.model.model_dump()
+    runs = {label: build_run(tree, _origin(study, label)) for label, tree in trees.items()}
     plan = StudyPlan(
         directory=study.output_dir / study.name,
         families=runs,
         sizes=sizes,
-        train_cells=_plan_training(study, runs),
+        train_cells=_plan_trials(study, study.search, trees)
+        if study.search is not None
+        else _plan_training(study, runs),
         probe_cells=_plan_probes(study, runs),
     )
     _check(plan)
@@ -124,17 +136,20 @@ def vocab_size_of(run: RunConfig) -> int:
     )
 
 
-def _resolve_shapes(study: StudyConfig) -> dict[str, RunConfig]:
-    runs = {}
+def _origin(study: StudyConfig, label: str) -> str:
+    return f"study {study.name}, families.{label}"
+
+
+def _family_trees(study: StudyConfig) -> dict[str, dict[str, Any]]:
+    trees = {}
     for label, fields in study.families.items():
-        origin = f"study {study.name}, families.{label}"
         tree = merge(study.base, fields)
         for key in ("name", "seed", "output_dir"):
             if key in tree:
-                raise ConfigError(f"{origin}: {key} is set by the study; remove it")
-        tree = {**tree, "name": label, "seed": study.seeds[0], "output_dir": study.output_dir}
-        runs[label] = build_run(tree, origin)
-    return runs
+                raise ConfigError(f"{_origin(study, label)}: {key} is set by the study; remove it")
+        places = {"name": label, "seed": study.seeds[0], "output_dir": study.output_dir}
+        trees[label] = {**tree, **places}
+    return trees
 
 
 def _match_sizes(study: StudyConfig, shapes: Mapping[str, RunConfig]) -> dict[str, MatchedSize]:
@@ -167,6 +182,31 @@ def _plan_training(study: StudyConfig, runs: Mapping[str, RunConfig]) -> tuple[T
                 TrainCell(name=name, label=label, run=named, num_workers=study.cluster.num_workers)
             )
     return tuple(cells)
+
+
+def _plan_trials(
+    study: StudyConfig, search: SearchConfig, trees: Mapping[str, dict[str, Any]]
+) -> tuple[TrainCell, ...]:
+    """Give each family the same trials, one after the other: a search cut short stays fair."""
+    cells = []
+    for trial in draw_trials(search):
+        for label, tree in trees.items():
+            name = trial_name(label, trial.index)
+            train = merge(tree.get("train", {}), {"automatic": True})
+            run = build_run(
+                {**tree, "name": name, "train": train}, _origin(study, label), trial.rule
+            )
+            _refuse_stated(run, _origin(study, label))
+            cells.append(
+                TrainCell(name=name, label=label, run=run, num_workers=study.cluster.num_workers)
+            )
+    return tuple(cells)
+
+
+def _refuse_stated(run: RunConfig, origin: str) -> None:
+    for path in SEARCHED_FIELDS:
+        if path not in (run.train.filled_by_rule or ()):
+            raise ConfigError(f"{origin}: train.{path} is what the search draws; remove it")
 
 
 def _plan_probes(study: StudyConfig, runs: Mapping[str, RunConfig]) -> tuple[ProbeCell, ...]:

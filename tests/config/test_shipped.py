@@ -57,3 +57,18 @@ def test_the_two_example_runs_have_the_same_size() -> None:
     sizes = [run.model.num_parameters(2048).non_embedding for run in runs]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.001)
     assert runs[0].train == runs[1].train
+
+
+def test_the_two_recipes_have_the_same_size_and_budget() -> None:
+    names = ("gpt_125m_fineweb10b.yaml", "lstm_125m_fineweb10b.yaml")
+    runs = [load_run(CONFIGS / "run" / name) for name in names]
+    counts = [run.model.num_parameters(50304) for run in runs]
+    assert counts[0].total == pytest.approx(125e6, rel=0.02)
+    assert counts[1].total == pytest.approx(counts[0].total, rel=0.01)
+    assert counts[1].non_embedding == pytest.approx(counts[0].non_embedding, rel=0.01)
+    assert runs[1].train.total_tokens == pytest.approx(runs[0].train.total_tokens, rel=0.001)
+    assert runs[1].data == runs[0].data
+    assert all("UNVERIFIED" in (CONFIGS / "run" / name).read_text() for name in names)
+    for run in runs:
+        for num_workers in (1, 2, 4, 8):
+            check_run_on_cluster(run, num_workers, "cuda")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.automatic import RULES
 from pipeline.config.load import load_study
 from pipeline.config.study import StudyConfig
 from pipeline.errors import ConfigError
@@ -50,6 +51,18 @@ def test_the_quickstart_matches_its_families_within_two_percent() -> None:
     assert abs(counts[1] / counts[0] - 1) < 0.02
     trains = [run.train for run in plan.families.values()]
     assert trains[0].total_steps == trains[1].total_steps >= 200
+
+
+def test_an_automatic_family_is_filled_at_its_matched_size(study_config: StudyConfig) -> None:
+    base = {"train": {"automatic": True, "sequence_tokens": 64, "micro_batch_samples": 1}}
+    plan = plan_study(changed(study_config, base=base))
+    for run in plan.families.values():
+        size = run.model.num_parameters(0).non_embedding
+        rule = RULES[run.model.family]
+        assert run.train.optimizer.learning_rate == rule.learning_rate_at(size)
+    sizes = [size.model for size in plan.sizes.values()]
+    assert [run.model for run in plan.families.values()] == sizes
+    assert sizes[1].width != study_config.families["lstm_attention"]["model"].get("width", 128)
 
 
 @pytest.mark.parametrize(
