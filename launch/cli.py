@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from launch import verbs_cluster, verbs_data, verbs_run, verbs_study, verbs_tracking
+from launch import verbs_bench, verbs_cluster, verbs_data, verbs_run, verbs_study, verbs_tracking
 from pipeline.errors import PipelineError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verbs in (verbs_study, verbs_run, verbs_data, verbs_tracking, verbs_cluster):
+for verbs in (verbs_study, verbs_run, verbs_bench, verbs_data, verbs_tracking, verbs_cluster):
     verbs.register(app)
 
 

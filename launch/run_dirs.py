@@ -12,8 +12,10 @@ from pipeline.tracking.atomic import write_text_atomic
 from pipeline.tracking.environment import write_environment
 
 SHOWN_DIFFERENCES = 5
-PLACES = ("name:", "output_dir:", "tracking.", "data.output_dir:", "data.prepared_dir:")
-"""Fields that say where things stand; the config hash leaves them out as well."""
+PLACES = (
+    "name:", "output_dir:", "tracking.", "profile.", "data.output_dir:", "data.prepared_dir:",
+)  # fmt: skip
+"""Fields that say where things stand and what is looked at; the config hash leaves them out too."""
 
 
 def run_dir_of(run: RunConfig) -> Path:

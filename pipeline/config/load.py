@@ -26,8 +26,9 @@ __all__ = [
 RUN_FILE = "run.yaml"
 STUDY_FILE = "study.yaml"
 
-PLACE_FIELDS = ("name", "output_dir", "tracking")
-"""Run fields that say where results go, not what they are; left out of the config hash."""
+PLACE_FIELDS = ("name", "output_dir", "tracking", "profile")
+"""Run fields that say where results go and what is looked at, not what they are; left out of the
+config hash."""
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

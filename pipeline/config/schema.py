@@ -1,5 +1,6 @@
 """What a run is: every field of `RunConfig`, its unit, its default and the reason for it."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -155,6 +156,36 @@ class TrackingConfig(Section):
     """Steps between training events."""
 
 
+class ProfileConfig(Section):
+    """Which steps are looked into."""
+
+    steps: str | None = None
+    """First and last step of a trace, as in 10..12, counted from 1; None takes none. A traced step
+    takes longer, so its times are left out of the medians."""
+
+    @property
+    def first_and_last(self) -> tuple[int, int] | None:
+        """The steps as numbers."""
+        if self.steps is None:
+            return None
+        first, _, last = self.steps.partition("..")
+        return int(first), int(last)
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> Self:
+        if self.steps is None:
+            return self
+        if not re.fullmatch(r"[0-9]+\.\.[0-9]+", self.steps) or self.first_and_last is None:
+            raise ValueError(f"steps={self.steps} is not FIRST..LAST, such as 10..12, nor null")
+        first, last = self.first_and_last
+        if not 1 <= first <= last:
+            raise ValueError(
+                f"steps={self.steps}: the first is at least 1 and the last not below it; "
+                f"nearest: {max(1, first)}..{max(1, first, last)}"
+            )
+        return self
+
+
 class RunConfig(Section):
     """One training run, complete; world size lives in `ClusterConfig`."""
 
@@ -182,6 +213,18 @@ class RunConfig(Section):
     """Non-finite numbers."""
     tracking: TrackingConfig = TrackingConfig()
     """Events and MLflow."""
+    profile: ProfileConfig = ProfileConfig()
+    """Traces of single steps."""
+
+    @model_validator(mode="after")
+    def _profiled_steps_are_taken(self) -> Self:
+        steps, total = self.profile.first_and_last, self.train.total_steps
+        if steps is not None and steps[1] > total:
+            raise ValueError(
+                f"profile.steps={self.profile.steps} goes beyond the run's {total} steps; "
+                f"nearest: {min(steps[0], total)}..{total}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sequence_fits_positions(self) -> Self:

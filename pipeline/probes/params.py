@@ -38,6 +38,13 @@ class ModelStateParams(ProbeParams):
     """ZeRO stages to measure, each with an engine of its own."""
 
 
+class BenchParams(ProbeParams):
+    """Arguments of the bench of one run."""
+
+    steps: int = Field(default=20, ge=4)
+    """Timed steps of each engine; a spread needs four."""
+
+
 def check_probe(
     probe: str, params: Mapping[str, Any], runs: Mapping[str, RunConfig], num_workers: int
 ) -> None:
@@ -57,6 +64,10 @@ def check_probe(
     if probe == "step_time":
         times = validate(StepTimeParams, dict(params), f"probe {probe}, params")
         plan_arms(times, runs, num_workers)
+    if probe == "bench":
+        validate(BenchParams, dict(params), f"probe {probe}, params")
+        for run in runs.values():
+            plan_batches(run.train, num_workers)
     if probe == "model_state":
         states = validate(ModelStateParams, dict(params), f"probe {probe}, params")
         for run in runs.values():

@@ -36,7 +36,7 @@ METRICS: dict[str, Metric] = {
     "perf/tokens_per_second": Metric("tokens/s", "trained tokens over all ranks", "higher"),
     "perf/tokens_per_second_per_worker": Metric("tokens/s", "trained tokens of a rank", "higher"),
     "perf/step_seconds": Metric("s", "wall time of an optimizer step", "lower"),
-    "perf/forward_seconds": Metric("s", "forward passes of a step", "lower"),
+    "perf/forward_seconds": Metric("s", "forward passes, head gradient included", "lower"),
     "perf/backward_seconds": Metric("s", "backward passes of a step", "lower"),
     "perf/optimizer_seconds": Metric("s", "clipping and update of a step", "lower"),
     "perf/comm_seconds": Metric("s", "communication of a step", "lower"),

@@ -12,9 +12,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.tracking.replica import Point, ReplicaRun
+from pipeline.tracking.replica_files import identify_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,6 +50,8 @@ class SyncState:
     """Of the points sent, in order."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Digest of each artifact."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Size and time of each artifact that is sent as it is."""
     first_child: str | None = None
     """Key of a study's first child, by which the study is known before it has more."""
 
@@ -115,6 +119,7 @@ class RunStore:
         self._send_points(run_id, points)
         state = _state_after(run, first_child)
         self._send_texts(run, run_id, state, read_state(existing))
+        self._send_files(run, run_id, state, read_state(existing))
         self._send_tags(run_id, {**_tags(run, state), **tags}, existing.data.tags)
         self._send_datasets(run, existing)
         self._send_status(run, existing)
@@ -178,6 +183,14 @@ class RunStore:
             if known.get(name) != state.texts[name]:
                 self.client.log_text(run_id, text, name)
 
+    def _send_files(
+        self, run: ReplicaRun, run_id: str, state: SyncState, before: SyncState | None
+    ) -> None:
+        known = {} if before is None else before.files
+        for name, path in run.files.items():
+            if known.get(name) != state.files[name]:
+                self.client.log_artifact(run_id, str(path), str(PurePosixPath(name).parent))
+
     def _send_datasets(self, run: ReplicaRun, existing: "Run") -> None:
         from mlflow import entities
 
@@ -229,6 +242,7 @@ def _state_after(run: ReplicaRun, first_child: str | None) -> SyncState:
         num_points=len(run.points),
         points_digest=_digest_points(run.points),
         texts={name: _digest(text) for name, text in run.texts.items()},
+        files=identify_files(run.files),
         first_child=first_child,
     )
 

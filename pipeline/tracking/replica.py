@@ -72,6 +72,8 @@ class ReplicaRun:
     """In the order of sending; while a run goes on, only the end grows."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Artifacts by file name."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Artifacts that are sent as they are, by their path among the artifacts."""
     table_name: str | None = None
     """The artifact that is a table of records."""
     datasets: tuple[Dataset, ...] = ()

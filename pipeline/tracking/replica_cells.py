@@ -26,6 +26,7 @@ from pipeline.tracking.replica import (
     unix_ms,
 )
 from pipeline.tracking.replica_data import data_tags, read_shards
+from pipeline.tracking.replica_files import list_files
 from pipeline.tracking.store import (
     RESULT_FILE,
     Cell,
@@ -106,6 +107,7 @@ def _plan_training(cell: Cell, study: str | None, is_over: bool) -> ReplicaRun |
             *_result_points(result),
         ),
         texts=read_texts(cell.run_dir),
+        files=list_files(cell.run_dir),
         datasets=() if shards is None else (shards,),
     )
 

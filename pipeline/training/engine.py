@@ -35,7 +35,7 @@ class StepOutcome:
     applied: bool
     """Whether the parameters were updated; False when loss or gradient was not finite."""
     forward_seconds: float
-    """Forward passes of this rank."""
+    """Forward passes of this rank, with the head's gradient, which the loss computes in them."""
     backward_seconds: float
     """Backward passes of this rank, gradient reduction included."""
     optimizer_seconds: float

@@ -16,6 +16,7 @@ from pipeline.training.evaluation import EvalOutcome, Evaluator
 from pipeline.training.guard import count_skip
 from pipeline.training.journal import ACCOUNT, Journal
 from pipeline.training.meters import StepMeter, StepTiming, WallClock, busy_seconds
+from pipeline.training.profiling import StepProfiler
 from pipeline.training.schedule import learning_rate
 from pipeline.training.stopping import REASONS, StopWatch, first_reason
 
@@ -33,6 +34,7 @@ class Training:
     journal: Journal
     meter: StepMeter
     clock: WallClock
+    profiler: StepProfiler
     flops_per_token: float
 
 
@@ -78,7 +80,8 @@ def take_step(
     training: Training, state: TrainState, stop: StopWatch
 ) -> tuple[TrainState, str | None]:
     """Take one optimizer step and log it; give the state after it and a reason to stop."""
-    run = training.run
+    run, step = training.run, state.step + 1
+    training.profiler.begin(step)
     begin = time.perf_counter()
     micro_batches = training.loader.next_step()
     data_wait = time.perf_counter() - begin
@@ -86,7 +89,6 @@ def take_step(
         state.step, run.train.total_steps, run.train.optimizer.learning_rate, run.train.schedule
     )
     outcome = training.engine.train_step(micro_batches, rate)
-    step = state.step + 1
     num_bytes = float(sum(int(batch.text_bytes.sum()) for batch in micro_batches))
     agreement = agree(training.ranks, stop.votes(step), num_bytes, busy_seconds(outcome, data_wait))
     training.meter.add(
@@ -98,8 +100,10 @@ def take_step(
             optimizer_seconds=outcome.optimizer_seconds,
             slowest_rank_ratio=agreement.slowest_rank_ratio,
             num_tokens=outcome.num_tokens,
-        )
+        ),
+        is_traced=training.profiler.covers(step),
     )
+    training.profiler.end(step)
     if not outcome.applied:
         values = {"train/loss": outcome.loss, "train/grad_norm": outcome.grad_norm}
         training.journal.write("skip", step, values)

@@ -70,10 +70,18 @@ class StepMeter:
         self._peak_flops = peak_flops
         # Eight bytes a number: the medians of a long run need every step.
         self._columns = {field.name: array("d") for field in fields(StepTiming)}
+        self._traced: set[int] = set()
         self._logged = 0
 
-    def add(self, timing: StepTiming) -> None:
-        """Keep the timing of a step."""
+    def add(self, timing: StepTiming, *, is_traced: bool = False) -> None:
+        """Keep the timing of a step.
+
+        Args:
+            timing: What it took.
+            is_traced: A profiler slowed it down, so that no median counts it; totals do.
+        """
+        if is_traced:
+            self._traced.add(self.num_steps)
         for name, value in asdict(timing).items():
             self._columns[name].append(value)
 
@@ -84,6 +92,8 @@ class StepMeter:
 
     def window(self) -> dict[str, float]:
         """Give the medians of the steps since the last call, for a training event.
+
+        Empty where a profiler slowed down all of them.
 
         The first window starts after the warm-up, unless it holds nothing else.
         """
@@ -102,9 +112,10 @@ class StepMeter:
 
     def _summarise(self, first: int) -> dict[str, Spread]:
         """Give the medians over the steps of the attempt from `first` on, counted from 0."""
-        if first >= self.num_steps:
+        counted = [step for step in range(first, self.num_steps) if step not in self._traced]
+        if not counted:
             return {}
-        measured = {name: column[first:] for name, column in self._columns.items()}
+        measured = {name: [column[i] for i in counted] for name, column in self._columns.items()}
         num_tokens = measured.pop("num_tokens")
         rates = [n / s for n, s in zip(num_tokens, measured["step_seconds"], strict=True)]
         columns: dict[str, Sequence[float]] = {

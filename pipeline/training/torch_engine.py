@@ -57,7 +57,6 @@ class TorchEngine:
         """Take one optimizer step; see `Engine`."""
         device = self._ranks.device
         laps = Laps(device)
-        self._model.train()
         num_tokens = int(sum_over_ranks([count_labels(micro_batches)], self._ranks)[0])
         # Of all labels, and of those that stand for text.
         sums = torch.zeros(2, dtype=torch.float64, device=device)

@@ -21,6 +21,7 @@ from pipeline.training.evaluation import build_evaluator
 from pipeline.training.journal import Journal
 from pipeline.training.loop import Training, fit, save
 from pipeline.training.meters import StepMeter, WallClock
+from pipeline.training.profiling import StepProfiler
 from pipeline.training.randomness import seed_dropout
 from pipeline.training.result import begin, end_early, finish, finished_result
 from pipeline.training.stopping import StopWatch
@@ -63,11 +64,14 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
         meter = StepMeter(
             ranks.world_size, flops_per_token, peak_flops(ranks.device, run.precision)
         )
-        with Journal(run_dir, run, ranks) as journal:
+        with (
+            Journal(run_dir, run, ranks) as journal,
+            StepProfiler(run_dir, run.profile.first_and_last, ranks) as profiler,
+        ):
             training = Training(
                 run=run, ranks=ranks, engine=engine, loader=loader, evaluator=evaluator,
                 checkpointer=checkpointer, journal=journal, meter=meter, clock=clock,
-                flops_per_token=flops_per_token,
+                profiler=profiler, flops_per_token=flops_per_token,
             )  # fmt: skip
             state = begin(run_dir, training, manifest, resident_bytes)
             # Ranks get a signal one by one, so the watch holds until all have saved.

@@ -41,6 +41,27 @@ def run_of(**fields: object) -> RunConfig:
             "train.sequence_tokens=256 is longer than model.max_positions=128; "
             "nearest: train.sequence_tokens=128 or model.max_positions=256",
         ),
+        (
+            f"{GPT}\nprofile: {{steps: 12}}",
+            "profile.steps",
+        ),
+        (
+            f"{GPT}\nprofile: {{steps: 10-12}}",
+            "profile.steps=10-12 is not FIRST..LAST, such as 10..12, nor null",
+        ),
+        (
+            f"{GPT}\nprofile: {{steps: 0..2}}",
+            "profile.steps=0..2: the first is at least 1 and the last not below it; nearest: 1..2",
+        ),
+        (
+            f"{GPT}\nprofile: {{steps: 12..10}}",
+            "profile.steps=12..10: the first is at least 1 and the last not below it; "
+            "nearest: 12..12",
+        ),
+        (
+            f"{GPT}\nprofile: {{steps: 299..301}}",
+            "profile.steps=299..301 goes beyond the run's 300 steps; nearest: 299..300",
+        ),
         (f"{GPT}\nzero: {{stage: 4}}", "zero.stage=4 is outside 0..3; nearest: 3"),
         (f"{GPT}\nzero: {{stage: -1}}", "zero.stage=-1 is outside 0..3; nearest: 0"),
         (

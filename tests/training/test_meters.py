@@ -34,6 +34,18 @@ def test_warmup_steps_stay_out_of_the_summary_and_the_number_is_stated() -> None
     assert meter.total_seconds("step_seconds") == 3 * 50.0 + 7.0
 
 
+def test_traced_steps_count_in_totals_and_not_in_medians() -> None:
+    meter = StepMeter(1, 1e6, None)
+    for seconds in [9.0] * WARMUP_STEPS + [1.0, 2.0, 3.0]:
+        meter.add(timing(seconds))
+    meter.add(timing(50.0), is_traced=True)
+    assert meter.window()["perf/step_seconds"] == 2.0
+    assert meter.summary()["perf/step_seconds"].num == 3
+    assert meter.total_seconds("step_seconds") == 3 * 9.0 + 6.0 + 50.0
+    meter.add(timing(50.0), is_traced=True)
+    assert meter.window() == {}
+
+
 def test_unknown_hardware_gives_no_utilisation() -> None:
     meter = StepMeter(1, 1e6, None)
     for _ in range(WARMUP_STEPS + 1):
