@@ -126,7 +126,7 @@ class LstmAttentionLM(LanguageModel):
         """Draw every parameter from `generator`."""
         super().initialize(generator)
         scale = residual_scale(self.config.depth)
-        for layer in cast("Iterable[RecurrentLayer]", self.layers):
+        for layer in self._recurrent_layers():
             layer.initialize(generator, scale)
         if self.attention is not None:
             if self.config.backbone == "residual":
@@ -139,8 +139,8 @@ class LstmAttentionLM(LanguageModel):
 
     def compilable_blocks(self) -> list[nn.Module]:
         """Give the feed-forward sub-layers, which are all that is large beside the recurrence."""
-        layers = cast("Iterable[RecurrentLayer]", self.layers)
-        return [layer.feed_forward for layer in layers if layer.feed_forward is not None]
+        found = (layer.feed_forward for layer in self._recurrent_layers())
+        return [feed_forward for feed_forward in found if feed_forward is not None]
 
     def backbone(self, x_BTD: Tensor, borders: Borders) -> Tensor:
         """Give the stream after the last layer, attention added after the configured one."""
@@ -186,15 +186,14 @@ class LstmAttentionLM(LanguageModel):
     ) -> tuple[Tensor, Memory]:
         """Run all layers over the next tokens; a single one with input feeding."""
         attended_layer = self.config.depth - (2 if self.config.attention_after != "last" else 1)
-        states, past, recalled_BTD = [], memory.past, memory.fed_B1D
-        fed_BTD = memory.fed_B1D
+        states, past, fed_B1D = [], memory.past, None
         for index, (layer, before) in enumerate(zip(self.layers, memory.states, strict=True)):
-            x_BTD, state = layer(x_BTD, segments, before, None if index else fed_BTD)
+            x_BTD, state = layer(x_BTD, segments, before, None if index else memory.fed_B1D)
             states.append(state)
             if self.attention is not None and index == attended_layer:
                 x_BTD, recalled_BTD, past = self._attend(x_BTD, past, seen_B1TS)
-        fed_BTD = recalled_BTD if self.config.input_feeding else None
-        return x_BTD, Memory(states=states, past=past, fed_B1D=fed_BTD)
+                fed_B1D = recalled_BTD if self.config.input_feeding else None
+        return x_BTD, Memory(states=states, past=past, fed_B1D=fed_B1D)
 
     def _attend(
         self, x_BTD: Tensor, past: Past, seen_B1TS: Tensor | None

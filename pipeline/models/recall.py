@@ -45,15 +45,18 @@ class Recall(nn.Module):
             `[B, T, D]`, and tensors `[B, S, D]` of the last `window_tokens` tokens, or of all.
         """
         query_BTD, *new = self._read(x_BTD)
-        kept = (
-            tuple(torch.cat(pair, dim=1) for pair in zip(past, new, strict=True)) if past else new
-        )
-        if self.window_tokens is not None and x_BTD.shape[1] == 1:
-            kept = tuple(part_BSD[:, -self.window_tokens :] for part_BSD in kept)
-        recalled_BTD = self._recall(x_BTD, query_BTD, tuple(kept), seen_B1TS)
-        if self.window_tokens is not None:
-            kept = tuple(part_BSD[:, -self.window_tokens :] for part_BSD in kept)
-        return recalled_BTD, tuple(kept)
+        kept = tuple(new)
+        if past:
+            kept = tuple(torch.cat(pair, dim=1) for pair in zip(past, new, strict=True))
+        if x_BTD.shape[1] == 1:
+            kept = self._limit(kept)
+        return self._recall(x_BTD, query_BTD, kept, seen_B1TS), self._limit(kept)
+
+    def _limit(self, kept: Past) -> Past:
+        """Leave out what lies before the window of the last token."""
+        if self.window_tokens is None:
+            return kept
+        return tuple(part_BSD[:, -self.window_tokens :] for part_BSD in kept)
 
     def initialize(self, generator: Generator, residual_scale: float) -> None:
         """Draw every parameter."""

@@ -2,14 +2,15 @@
 
     pip install -e ".[bench]"
     python -m tests.bench.gpt_peers --nanogpt CHECKOUT [--precision bf16|fp32] \\
-        [--rounds 15] [--threads 2] [--result FILE.json]
+        [--rounds 15] [--threads 2] [--clock wall|processor] [--result FILE.json]
 
 CHECKOUT is one of github.com/karpathy/nanoGPT; its `model.py` runs as it is. Every contender has 4
 layers of width 256 and takes whole training steps on 8 samples of 256 tokens, V = 4096: forward,
 backward, clipping and the same fused AdamW. Ours takes the options of the peer it stands beside:
 learned positions, LayerNorm, GELU, with the biases of GPT-2 or without. Rounds are interleaved and
 begin with another contender each time; the first two, which also compile, are left out. Figures
-are medians with the smallest and the largest.
+are medians with the smallest and the largest. Where others use the machine, `--threads 1 --clock
+processor` compares processor time.
 
 In bf16 ours keeps bf16 weights with float32 masters, as the engines do. The peers run as their own
 training scripts have it, float32 weights under autocast, and nanoGPT's also as ours does. Losses of
@@ -37,7 +38,8 @@ from pipeline.config.gpt import GptConfig
 from pipeline.config.schema import TrainConfig
 from pipeline.models import build_model
 from pipeline.models.execution import set_execution
-from tests.bench.lstm_peers import CLIPPING, Comparison, Shape, draw_batch, measure, training_step
+from tests.bench.lstm_contenders import CLIPPING, Shape, draw_batch, training_step
+from tests.bench.lstm_peers import CLOCKS, Comparison, measure
 from tests.bench.timing import Spread, cpu_model, own_versions
 
 SHAPE = Shape(vocab_size=4096, num_samples=8, num_tokens=256)
@@ -216,11 +218,12 @@ def main() -> None:
         "versions": own_versions(("torch", "transformers")),
         "threads": given.threads,
         "rounds": given.rounds,
+        "clock": given.clock,
         "precision": given.precision,
     }
     print(json.dumps(environment), flush=True)
     steps = build_steps(given.nanogpt, given.precision)
-    comparisons = compare(measure(steps, given.rounds), given.precision)
+    comparisons = compare(measure(steps, given.rounds, CLOCKS[given.clock]), given.precision)
     for comparison in comparisons:
         comparison.print_table()
     is_met = all(comparison.is_met for comparison in comparisons)
@@ -244,6 +247,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=PAIRS, default="bf16" if has_bf16 else "fp32")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--result", type=Path)
     given = parser.parse_args()
     if given.precision == "bf16" and not has_bf16:

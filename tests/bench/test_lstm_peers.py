@@ -4,21 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.lstm_peers import (
-    OURS_BESIDE_EXAMPLE,
-    Comparison,
-    Shape,
-    load_example,
-    measure,
-    part_step,
-)
+from tests.bench.lstm_contenders import OURS_BESIDE_EXAMPLE, Shape, load_example, part_step
+from tests.bench.lstm_peers import CLOCKS, Comparison, measure
 from tests.bench.timing import Spread
 
 
 def test_each_round_begins_with_the_next_contender() -> None:
     calls: list[str] = []
     steps = {name: (lambda name=name: calls.append(name)) for name in ("a", "b", "c")}
-    spreads = measure(steps, rounds=1)
+    spreads = measure(steps, 1, CLOCKS["wall"])
     assert "".join(calls) == "abcbcacab"
     assert set(spreads) == set(steps)
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pipeline.config.lstm import LstmConfig
 from pipeline.models.recall import PIECE_ELEMENTS, Recall, build_recall
@@ -115,6 +116,19 @@ def test_states_read_in_pieces_recall_what_they_do_at_once(
     assert {part_BSD.shape[1] for part_BSD in past} == {min(window_tokens or TOKENS, TOKENS)}
 
 
+class LargestTensor(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation gives, backward included."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.num_elements = max(self.num_elements, tensor.numel())
+        return result
+
+
 @pytest.mark.parametrize("window_tokens", [None, 300])
 def test_additive_attention_in_pieces_equals_it_whole_and_never_holds_it(
     window_tokens: int | None,
@@ -124,16 +138,11 @@ def test_additive_attention_in_pieces_equals_it_whole_and_never_holds_it(
     x_BTD = states(num_tokens, width).double().requires_grad_()
     hidden_elements = 2 * num_tokens**2 * width
     assert hidden_elements > PIECE_ELEMENTS
-    largest = 0
-
-    def note(tensor: Tensor) -> Tensor:
-        nonlocal largest
-        largest = max(largest, tensor.numel())
-        return tensor
-
-    with saved_tensors_hooks(note, lambda tensor: tensor):
+    with LargestTensor() as made:
         actual_BTD = recall(x_BTD)[0]
-    assert largest < hidden_elements / 20
+        actual_BTD.sum().backward()
+    assert made.num_elements <= PIECE_ELEMENTS
+    actual_BTD = recall(x_BTD)[0]
     q_BTD, k_BTD = (x_BTD @ recall.query_key.weight.T).chunk(2, dim=2)
     seen_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
     if window_tokens is not None:

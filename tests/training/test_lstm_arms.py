@@ -9,6 +9,7 @@ import torch
 from pipeline.config.batching import plan_batches
 from pipeline.config.schema import RunConfig
 from pipeline.models import build_model
+from pipeline.models.documents import DocumentRule
 from pipeline.models.execution import set_execution
 from pipeline.training import ENGINES
 from pipeline.training.distributed import RankContext
@@ -39,13 +40,19 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-TRAIN: dict[str, dict[str, Any]] = {"regularised": {"activation_checkpointing": True}}
+APART = {"mask_attention": True, "reset_state": True}
+TRAIN: dict[str, dict[str, Any]] = {
+    "regularised": {"activation_checkpointing": True},
+    "scan": {"documents": APART},
+    "vanilla": {"documents": APART},
+}
 
 
 def losses_and_norms(ranks: RankContext, run: RunConfig, name: str) -> list[float]:
     # Masks come from the global generator, on each rank its own.
     torch.manual_seed(100 + ranks.rank)
-    model = build_model(run.model, VOCAB_SIZE, run.seed)
+    rule = DocumentRule(end_of_document_id=0, switches=run.train.documents)
+    model = build_model(run.model, VOCAB_SIZE, run.seed, rule)
     set_execution(model, run.train)
     engine = build_engine(model, run, plan_batches(run.train, ranks.world_size), ranks, name)
     outcomes = [engine.train_step(my_batches(ranks, step), 3e-3) for step in range(3)]
