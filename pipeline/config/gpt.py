@@ -173,9 +173,10 @@ class GptConfig(ModelBase):
     ) -> float:
         """Give the bytes that the forward pass of a micro-batch keeps for the backward pass.
 
-        Counted as a CPU keeps them, with attention's fused kernel, which keeps no scores. On CUDA
-        an RMSNorm keeps d values a token less. With checkpointing each block keeps its input alone,
-        and while one is run again, a block's own activations stand beside those.
+        Counted as a CPU keeps them, with attention's fused kernel, which keeps no scores; the plain
+        products of bf16 on a CPU do. On CUDA an RMSNorm keeps d values a token less. With
+        checkpointing each block keeps its input alone, and while one is run again, a block's own
+        activations stand beside those.
 
         Args:
             micro_batch_samples: Samples B.

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.gpu
 
 CONFIGS = [
     GptConfig(width=64, depth=2),
+    GptConfig(width=64, depth=2, kv_heads=2, qk_norm=True, biases=True, tied_head=False),
+    GptConfig(width=64, depth=2, positions="alibi", window_tokens=9),
     LstmConfig(width=64, depth=2),
     LstmConfig(width=64, depth=2, hidden_width=96, window_tokens=5),
     LstmConfig(width=64, depth=2, cell="gru", attention="additive"),
