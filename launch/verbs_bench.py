@@ -21,7 +21,7 @@ from launch.verbs_run import RunFile, describe, dry_run_lines
 
 LABELS = {
     "step_seconds": "step",
-    "forward_seconds": "  forward, the head's gradient included",
+    "forward_seconds": "  forward",
     "backward_seconds": "  backward",
     "optimizer_seconds": "  optimizer",
     "communication_seconds": "  communication, within the above",

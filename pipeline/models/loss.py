@@ -3,8 +3,8 @@
 The logits of all tokens are the largest tensor of a language model, and its loss needs them three
 times over: logits, softmax and gradient. Here they exist for one chunk only. The gradients are
 computed in the forward pass, while a chunk's softmax is at hand: computing the logits again in the
-backward pass took 1.35 times as long (2048 tokens, width 256, V = 4096, fp32, one thread), and the
-full logits 1.45 times. So the head's backward pass counts as time of the forward pass.
+backward pass took 1.35 times as long, and the full logits 1.45 times (2048 tokens, width 256,
+V = 4096, fp32, one thread, chunks of 256). So the head's backward pass counts as forward time.
 
 Shapes: `B` batch, `T` time, `N` all B x T tokens, `C` tokens of a chunk, `D` model, `V` vocabulary.
 """
@@ -18,13 +18,14 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.config.batching import IGNORED_LABEL
 
-CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}
-"""Logits of one chunk by device. On a CPU 4 MiB of float32 stay in its cache: 2^19 to 2^21 were
-equally fast, 2^23 took 1.3 times as long. A GPU needs large products to be busy: 256 MiB."""
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26}
+"""Logits of one chunk by device. On a CPU 16 MiB of float32: with one thread 2^20 took 0.85 of its
+time, but every chunk waits for all threads a dozen times, and with two threads on a busy machine
+2^20 took 2.4 times as long. A GPU needs large products to be busy: 256 MiB, not measured."""
 
 SMALLEST_CHUNK_TOKENS = 256
 """A chunk below it would spend more on adding up the head's gradient, once a chunk, than it saves:
-at V = 50,000 a chunk of 2^20 logits has 20 tokens."""
+at V = 50,000 a chunk of 2^22 logits has 83 tokens."""
 
 
 def token_losses(x_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor, z_loss: float) -> Tensor:

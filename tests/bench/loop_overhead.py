@@ -53,7 +53,7 @@ def main() -> None:
     try:
         with TemporaryDirectory() as directory:
             arms = build_arms(run, manifest, ranks, Path(directory))
-            seconds = time_rounds(arms, options.rounds, warmup_rounds=4)
+            seconds, cpu_seconds = time_rounds(arms, options.rounds, warmup_rounds=4)
     finally:
         stop_distributed(ranks)
     report = {
@@ -65,8 +65,11 @@ def main() -> None:
         "zero_stage": run.zero.stage,
         "tokens_per_step": run.train.global_batch_tokens,
         "seconds": {name: summarise(values) for name, values in seconds.items()},
+        "cpu_seconds": {name: summarise(values) for name, values in cpu_seconds.items()},
         "loop_over_bare_deepspeed": ratios(seconds, "loop", "deepspeed"),
+        "loop_over_bare_deepspeed_in_cpu_time": ratios(cpu_seconds, "loop", "deepspeed"),
         "bare_deepspeed_over_torch": ratios(seconds, "deepspeed", "torch"),
+        "bare_deepspeed_over_torch_in_cpu_time": ratios(cpu_seconds, "deepspeed", "torch"),
     }
     print(json.dumps(report, indent=2))
 

@@ -44,13 +44,14 @@ def main() -> None:
         losses_1N = token_losses(x_1ND, head_VD, labels_1N, 0.0)
         torch.autograd.grad(losses_1N.sum() / options.tokens, (x_1ND, head_VD))
 
-    seconds = time_rounds({"cross_entropy": full, "chunked": chunked}, options.rounds)
+    seconds, cpu_seconds = time_rounds({"cross_entropy": full, "chunked": chunked}, options.rounds)
     report = {
         "cpu": cpu_model(),
         "torch": torch.__version__,
         **vars(options),
         "chunk_tokens": default_chunk_tokens(options.vocab, torch.device("cpu")),
         "seconds": {name: summarise(values) for name, values in seconds.items()},
+        "cpu_seconds": {name: summarise(values) for name, values in cpu_seconds.items()},
         "chunked_over_cross_entropy": ratios(seconds, "chunked", "cross_entropy"),
     }
     print(json.dumps(report, indent=2))

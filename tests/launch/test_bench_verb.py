@@ -1,17 +1,18 @@
 """`bench RUN` on real ranks of this machine."""
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from launch.verbs_bench import LABELS, show_value
+from launch.verbs_bench import LABELS, build_table, show_value
 from tests.launch.conftest import Cli
 
 
 @pytest.mark.slow
 def test_bench_measures_a_run_on_two_ranks_and_leaves_it_alone(cli: Cli, tiny_run: Path) -> None:
-    arguments = ("bench", tiny_run, "name=benched", "--workers", "2", "--steps", "4")
-    answer = cli(*arguments, "--json")
+    answer = cli("bench", tiny_run, "name=benched", "--workers", "2", "--steps", "4", "--json")
     assert answer.code == 0, answer.err
     run_dir = Path(answer.tree["run_dir"])
     assert run_dir.name == "benched-bench"
@@ -21,11 +22,18 @@ def test_bench_measures_a_run_on_two_ranks_and_leaves_it_alone(cli: Cli, tiny_ru
     assert list(measured) == list(LABELS)
     assert measured["step_seconds"]["num"] == 4
     assert measured["step_seconds"]["unit"] == "s"
-    # Measured anew, and shown to a person.
-    shown = cli(*arguments)
-    assert shown.code == 0
-    for label in LABELS.values():
-        assert label.strip() in shown.out
+
+
+def test_the_table_shows_every_measurement_on_a_line_of_80_columns() -> None:
+    records = [
+        {"name": name, "value": 1234.5, "num": 20, "spread": 12.5, "unit": "tokens/s"}
+        for name in LABELS
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(build_table("a run", records))
+    cells = [line.split("│") for line in console.export_text().splitlines() if "│" in line]
+    assert [row[1].strip() for row in cells] == [label.strip() for label in LABELS.values()]
+    assert all(row[2].strip() == "1,234.5 tokens/s" for row in cells)
 
 
 def test_bench_refuses_too_few_steps_before_anything_starts(cli: Cli, tiny_run: Path) -> None:
