@@ -1,7 +1,7 @@
 """What the verbs about a trained model read and show: prompts, generated text, scores."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,31 @@ def show_continuations(
         {"continuations": [asdict(state) for state in continuations]},
         [f"{state.prompt}{state.text}\n" for state in continuations],
     )
+
+
+def check_options(
+    has_tasks: bool, by_text: Mapping[str, object], by_tasks: Mapping[str, object]
+) -> None:
+    """Refuse options that the way of scoring would ignore.
+
+    Args:
+        has_tasks: Whether tasks are scored, and not a text.
+        by_text: Options of scoring a text by name; None or empty where not given.
+        by_tasks: Those of scoring tasks.
+
+    Raises:
+        ConfigError: Some of the other way are given; they are named.
+    """
+    from pipeline.errors import ConfigError
+
+    ignored = by_text if has_tasks else by_tasks
+    given = [name for name, value in ignored.items() if value not in (None, [])]
+    if given and has_tasks:
+        raise ConfigError(
+            f"--tasks scores tasks alone; give {', '.join(given)} in another command, without it"
+        )
+    if given:
+        raise ConfigError(f"{', '.join(given)} would do nothing without --tasks; name tasks by it")
 
 
 def score_text(

@@ -11,6 +11,7 @@ ModelDir = Annotated[
     Path,
     typer.Argument(metavar="DIR", help="A run, one of its checkpoints, or an exported directory."),
 ]
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run, or one of its checkpoints.")]
 Step = Annotated[
     int | None, typer.Option(metavar="N", help="Checkpoint of a run; default: the newest.")
 ]
@@ -130,17 +131,17 @@ def evaluate(
     from launch.display import Display
     from launch.model_answers import (
         answer_tasks,
+        check_options,
         open_directory,
         score_lines,
         score_ngram,
         score_text,
         trained_only,
     )
-    from pipeline.errors import ConfigError
 
     display = Display(as_json=as_json)
-    if tasks is not None and (text or ngram is not None):
-        raise ConfigError("--tasks scores tasks alone; give --text or --ngram in another command")
+    by_text = {"--text": text, "--context": context, "--stride": stride, "--ngram": ngram}
+    check_options(tasks is not None, by_text, {"--include": include, "--limit": limit})
     loaded = open_directory(directory, step, device, display)
     if tasks is not None:
         answer_tasks(loaded, [name for name in tasks.split(",") if name], include, limit, display)
@@ -152,7 +153,7 @@ def evaluate(
 
 
 def export(
-    directory: ModelDir,
+    directory: RunDir,
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Where to write; must not hold anything yet.")
     ],

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from pipeline.config.gpt import GptConfig
 from pipeline.config.model import ModelConfig
+from pipeline.data.shards import TOKENIZER_NAME
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.inference.own_sources import flat_sources
 from pipeline.inference.text import TextCodec
@@ -122,12 +123,17 @@ def _write(loaded: LoadedModel, config: ModelConfig, plan: ExportPlan, directory
     save_file(tensors, str(directory / WEIGHTS_NAME), metadata={"format": "pt"})
     end_id = codec.facts.end_of_document_id
     _write_json(directory / CONFIG_NAME, tree)
-    generation = {"bos_token_id": end_id, "eos_token_id": end_id}
+    generation: dict[str, Any] = {"bos_token_id": end_id, "eos_token_id": end_id}
     if plan.format == "tandem":
         generation["use_cache"] = False
+    padding = range(codec.facts.vocab_size, model.embedding_VD.shape[0])
+    if padding:
+        # Rows that no token has can be drawn there. Cut off, they would leave the softmax too,
+        # and the likelihoods would not be those of training.
+        generation["suppress_tokens"] = list(padding)
     _write_json(directory / "generation_config.json", generation)
     _write_json(directory / "tokenizer_config.json", tokenizer_config(codec, config.max_positions))
-    (directory / "tokenizer.json").write_text(codec.facts.tokenizer_json, encoding="utf-8")
+    (directory / TOKENIZER_NAME).write_text(exported_tokenizer(codec), encoding="utf-8")
 
 
 def export_config(
@@ -166,6 +172,15 @@ def tokenizer_config(codec: TextCodec, max_positions: int) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": not codec.facts.special_tokens_in_text,
     }
+
+
+def exported_tokenizer(codec: TextCodec) -> str:
+    """Give the text of tokenizer.json, without the step that adds tokens around a text.
+
+    `prepare` leaves that step out, so a model has never seen what it adds.
+    """
+    tree: dict[str, Any] = json.loads(codec.facts.tokenizer_json)
+    return json.dumps(tree | {"post_processor": None}, ensure_ascii=False)
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.model import ModelConfig
+from pipeline.data.shards import TOKENIZER_NAME
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import CheckpointError
 from pipeline.inference.export import CONFIG_NAME
@@ -18,7 +19,7 @@ from pipeline.inference.tensor_files import (
     read_headers,
 )
 from pipeline.inference.text import TextCodec
-from pipeline.inference.transformers_config import from_config
+from pipeline.inference.transformers_config import from_config, require_counts
 from pipeline.inference.transformers_names import from_transformers, rules, their_shapes
 from pipeline.inference.weights import LoadedModel
 from pipeline.models import build_model
@@ -41,13 +42,19 @@ def load_export(directory: Path, device: torch.device | None = None) -> LoadedMo
         device: Where to put the weights; None keeps them on the CPU.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the model is none that we can build.
+        CheckpointError: A file is missing or damaged, the model is none that we can build, or its
+            tokenizer gives ids that it has no row for.
         DataError: The tokenizer cannot be used.
     """
-    model = load_exported_model(directory)
-    return LoadedModel(
-        model=model.to(device or torch.device("cpu")).eval(), codec=_load_codec(directory)
-    )
+    model, codec = load_exported_model(directory), _load_codec(directory)
+    rows = model.embedding_VD.shape[0]
+    if codec.facts.vocab_size > rows:
+        raise CheckpointError(
+            f"{directory / TOKENIZER_NAME} has ids up to {codec.facts.vocab_size - 1}, so it needs "
+            f"{codec.facts.vocab_size} rows; {directory / CONFIG_NAME} says vocab_size={rows}. "
+            "Take the tokenizer that the model was trained with"
+        )
+    return LoadedModel(model=model.to(device or torch.device("cpu")).eval(), codec=codec)
 
 
 def load_exported_model(directory: Path) -> LanguageModel:
@@ -61,9 +68,10 @@ def load_exported_model(directory: Path) -> LanguageModel:
     entries = read_headers(sorted(directory.glob("*.safetensors")))
     if tree.get("model_type") == "tandem":
         try:
+            require_counts(tree, ("vocab_size",), str(origin))
             config: ModelConfig = TypeAdapter(ModelConfig).validate_python(tree["tandem"])
             model = build_model(config, tree["vocab_size"], seed=0)
-        except (ValidationError, KeyError, TypeError) as exc:
+        except (ValidationError, KeyError) as exc:
             raise CheckpointError(f"{origin} describes no model of this version: {exc}") from exc
         shapes = {f"model.{name}": tuple(p.shape) for name, p in model.named_parameters()}
         check_entries(entries, shapes, str(directory))
@@ -89,7 +97,7 @@ def _load_codec(directory: Path) -> TextCodec:
     if not isinstance(end, str):
         raise CheckpointError(f"{path} names no eos_token, which closes documents")
     in_text = not tree.get("split_special_tokens", False)
-    facts = load_tokenizer(directory / "tokenizer.json", end, special_tokens_in_text=in_text)
+    facts = load_tokenizer(directory / TOKENIZER_NAME, end, special_tokens_in_text=in_text)
     return TextCodec(facts, end)
 
 
@@ -100,7 +108,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         tree = json.loads(data) if len(data) <= MAX_JSON_BYTES else None
     except OSError as exc:
         raise CheckpointError(f"cannot read {path}: {exc.strerror}") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise CheckpointError(f"{path} is not JSON: {exc}") from exc
     if not isinstance(tree, dict):
         raise CheckpointError(

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor
 
+from pipeline.config.schema import DocumentsConfig
 from pipeline.errors import ConfigError
 from pipeline.inference.sampling import SamplingConfig, next_token
 from pipeline.inference.scoring import require_causal
@@ -60,6 +61,9 @@ def generate(
 ) -> Iterator[NewToken]:
     """Continue prompts until each ended its document or reached its number of tokens.
 
+    Where training kept anything within a document (`model.documents`), the end of document before
+    an empty prompt gives the first token alone: documents began without it there.
+
     What follows a prompt depends on it, its number and the config, not on the other prompts.
     Prompts of one length are computed together.
 
@@ -77,17 +81,20 @@ def generate(
     """
     require_causal(model)
     begun = [list(prompt) or [end_id] for prompt in prompts]
+    rule = model.documents
+    is_apart = rule is not None and rule.switches != DocumentsConfig()
     texts = [
         _Text(
             number=number,
             prompt=prompt,
             room=plan_room(len(prompt), config.max_tokens, model.max_positions, number),
             generator=Generator().manual_seed(_seed_of(config.seed, number)),
+            starts_over=is_apart and not prompts[number],
         )
         for number, prompt in enumerate(begun)
     ]
-    texts.sort(key=lambda text: len(text.prompt))
-    for _, group in groupby(texts, key=lambda text: len(text.prompt)):
+    texts.sort(key=_batch_key)
+    for _, group in groupby(texts, key=_batch_key):
         same_length = list(group)
         for start in range(0, len(same_length), MAX_BATCH):
             batch = same_length[start : start + MAX_BATCH]
@@ -128,6 +135,8 @@ class _Text:
     prompt: list[int]
     room: int
     generator: Generator
+    starts_over: bool
+    """Whether what follows the first new token no longer sees the prompt."""
     num_new: int = 0
     last_id: int = -1
     is_ended: bool = False
@@ -141,6 +150,11 @@ class _Text:
         return NewToken(prompt=self.number, token_id=self.last_id, is_last=self.is_ended)
 
 
+def _batch_key(text: _Text) -> tuple[int, bool]:
+    """Give what texts must share to be computed together."""
+    return len(text.prompt), text.starts_over
+
+
 @torch.inference_mode()
 def _continue(
     model: LanguageModel,
@@ -151,7 +165,7 @@ def _continue(
 ) -> Iterator[NewToken]:
     device = model.embedding_VD.device
     cache = model.start(len(texts))
-    inputs_BT = torch.tensor([text.prompt for text in texts], device=device)
+    prompts_BT = inputs_BT = torch.tensor([text.prompt for text in texts], device=device)
     while True:
         logits_BV = model.extend(inputs_BT, cache)[:, -1]
         for text, logits_V in zip(texts, logits_BV, strict=True):
@@ -159,6 +173,8 @@ def _continue(
                 yield text.draw(logits_V, sampling, vocab_size, end_id)
         if all(text.is_ended for text in texts):
             return
+        if texts[0].starts_over and inputs_BT is prompts_BT:
+            cache = model.start(len(texts))
         # Ended texts stay in the batch and are fed their last token: a cache cannot be cut by rows.
         inputs_BT = torch.tensor([[text.last_id] for text in texts], device=device)
 

@@ -116,17 +116,20 @@ class TandemLM(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continue contexts until one of their stop strings, an end of document, or the limit."""
-        return [self._generate(*request.args) for request in requests]
+        """Continue contexts until one of their stop strings, an end of document, or the limit.
 
-    def _generate(self, context: str, options: Mapping[str, Any]) -> str:
+        A request that is sampled draws by its number, so that repeats of one differ.
+        """
+        return [self._generate(number, *request.args) for number, request in enumerate(requests)]
+
+    def _generate(self, number: int, context: str, options: Mapping[str, Any]) -> str:
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         sampling = SamplingConfig(temperature=0.0)
         if options.get("do_sample") and options.get("temperature", 1.0) > 0.0:
             sampling = SamplingConfig(
                 temperature=options.get("temperature", 1.0),
-                top_k=options.get("top_k"),
+                top_k=options.get("top_k") or None,  # 0 turns it off there
                 top_p=options.get("top_p"),
             )
         wanted = int(options.get("max_gen_toks", options.get("max_new_tokens", DEFAULT_NEW_TOKENS)))
@@ -137,7 +140,7 @@ class TandemLM(TemplateLM):  # type: ignore[misc]
         for token in generate(
             self.loaded.model,
             [prompt],
-            GenerationConfig(sampling=sampling, max_tokens=num_new),
+            GenerationConfig(sampling=sampling, max_tokens=num_new, seed=number),
             vocab_size=self.loaded.codec.facts.vocab_size,
             end_id=self.eot_token_id,
         ):

@@ -73,9 +73,23 @@ class TandemForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             )
         return CausalLMOutput(loss=loss, logits=logits_BTV)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **unused: Any) -> dict[str, Any]:
-        """Give the whole text again: there is no cache."""
-        return {"input_ids": input_ids}
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **unused: Any
+    ) -> dict[str, Any]:
+        """Give the whole text again: there is no cache.
+
+        `attention_mask` stands here by name because `transformers` refuses what neither this
+        function names nor it itself knows, and every tokenizer gives one.
+
+        Raises:
+            ValueError: A prompt is filled up, so that new tokens would follow the filling.
+        """
+        if attention_mask is not None and not bool(attention_mask.all()):
+            raise ValueError(
+                "attention_mask holds 0: this model reads every token of a prompt, so prompts that "
+                "are continued together must have equally many; continue others one by one"
+            )
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 def build(tree: dict[str, Any], vocab_rows: int) -> LanguageModel:

@@ -1,7 +1,7 @@
 """From training text to a byte n-gram model, the baseline that bits per byte are compared with.
 
 Interpolated Kneser-Ney over bytes, exact, by sorting: n bytes are one 64-bit key, its first byte
-highest. Documents are joined by a zero byte, which is context but never scored.
+highest. Documents are joined by zero bytes, which are context but never scored.
 
 Source: Kneser and Ney 1995; Chen and Goodman 1999, section 4.1.6 (interpolation, one discount an
 order).
@@ -98,7 +98,8 @@ class ByteNgram:
         bits, num_bytes = 0.0, 0
         for document in documents:
             if document:
-                keys = _windows(join([document], self.order)[:-1], self.order)
+                text = join([document], self.order)[: -_num_borders(self.order)]
+                keys = _windows(text, self.order)
                 bits -= float(np.log2(self.probabilities(keys)).sum())
                 num_bytes += len(document)
         if num_bytes == 0:
@@ -107,9 +108,18 @@ class ByteNgram:
 
 
 def join(documents: Iterable[bytes], order: int) -> npt.NDArray[np.uint8]:
-    """Join documents by borders, with enough of them in front that the first byte has a context."""
-    text = BORDER * max(order - 1, 0) + b"".join(document + BORDER for document in documents)
+    """Join documents by borders, so many that the context of a first byte is borders alone.
+
+    So a document begins in the same context wherever it stands; empty ones are left out.
+    """
+    border = BORDER * _num_borders(order)
+    text = BORDER * (order - 1) + b"".join(document + border for document in documents if document)
     return np.frombuffer(text, dtype=np.uint8)
+
+
+def _num_borders(order: int) -> int:
+    """Give the borders behind a document: a whole context, and one where contexts are empty."""
+    return max(order - 1, 1)
 
 
 def _windows(text: npt.NDArray[np.uint8], order: int) -> Keys:

@@ -56,7 +56,9 @@ def token_probabilities(logits_V: Tensor, sampling: SamplingConfig) -> Tensor:
     First the temperature, then top-k, then top-p on what top-k left: the order of `transformers`.
     Tokens as likely as the last one that top-k or top-p keeps may be left out; the lower id stays.
     """
-    scaled_V = logits_V.float() / sampling.temperature
+    # The largest becomes 0 before and in float64, so that no temperature divides it to inf or nan.
+    below_V = logits_V.double() - logits_V.max()
+    scaled_V = (below_V / sampling.temperature).float()
     ordered_V, order_V = scaled_V.sort(descending=True, stable=True)
     if sampling.top_k is not None:
         ordered_V, order_V = ordered_V[: sampling.top_k], order_V[: sampling.top_k]

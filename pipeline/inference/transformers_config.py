@@ -1,6 +1,6 @@
 """Between `GptConfig` and the config.json of Llama and GPT-2, where both say the same."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +16,12 @@ GPT2_ACTIVATIONS = {
     "gelu": "gelu",
 }
 """Their names of the feed-forward activations that we have."""
+LLAMA_COUNTS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings",
+)  # fmt: skip
+GPT2_COUNTS = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
+"""Fields that both need, and that sizes are computed from."""
 
 
 def obstacles(architecture: Architecture, config: GptConfig) -> list[str]:
@@ -113,8 +119,25 @@ def from_config(tree: Mapping[str, Any], origin: str) -> tuple[Architecture, Gpt
         raise CheckpointError(f"{origin} describes no model that we can build: {exc}") from exc
 
 
+def require_counts(tree: Mapping[str, Any], fields: Sequence[str], origin: str) -> None:
+    """Refuse a config whose sizes are no sizes.
+
+    Raises:
+        CheckpointError: A field is there and no whole number from 1; it is named.
+        KeyError: A field is missing.
+    """
+    for field in fields:
+        value = tree[field]
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{origin}: {field}={value!r}; legal: whole numbers from 1")
+
+
 def _from_llama(tree: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    rope = tree.get("rope_parameters") or tree.get("rope_scaling") or {}
+    require_counts(tree, LLAMA_COUNTS, origin)
+    rope_field = "rope_parameters" if tree.get("rope_parameters") else "rope_scaling"
+    rope = tree.get(rope_field) or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{origin}: {rope_field}={rope!r}; legal: an object, or null")
     head_dim = tree.get("head_dim") or tree["hidden_size"] // tree["num_attention_heads"]
     biases = tree.get("attention_bias", False)
     _refuse_others(
@@ -145,6 +168,7 @@ def _from_llama(tree: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def _from_gpt2(tree: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    require_counts(tree, GPT2_COUNTS, origin)
     activation = tree.get("activation_function", "gelu_new")
     _refuse_others(
         origin,

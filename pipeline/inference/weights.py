@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config.load import RUN_FILE, read_run
+from pipeline.config.load import RUN_FILE, config_hash, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import ShardManifest
 from pipeline.errors import CheckpointError
@@ -165,7 +165,10 @@ def weight_damage(checkpoint: Path, manifest: CheckpointManifest) -> str | None:
 def check_belongs(
     checkpoint: Path, manifest: CheckpointManifest, run: RunConfig, shards: ShardManifest
 ) -> None:
-    """Refuse a checkpoint of another family or other data than its run names.
+    """Refuse a checkpoint of another family, other data or another config than its run names.
+
+    The config counts as a whole, as when training is resumed: a field such as `model.heads` changes
+    what the weights compute and none of their shapes.
 
     Raises:
         CheckpointError: They differ; the fields are named.
@@ -179,6 +182,11 @@ def check_belongs(
         raise CheckpointError(
             f"{checkpoint} was trained on data {manifest.data_fingerprint}, its run names "
             f"{shards.fingerprint} as data.prepared_dir: its tokenizer may be another one"
+        )
+    if manifest.config_hash != config_hash(run):
+        raise CheckpointError(
+            f"{checkpoint} was written by another config than the {RUN_FILE} of its run holds now, "
+            f"so it may be another model; bring back the {RUN_FILE} that it was trained with"
         )
 
 

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.config.data import TokenizerConfig
 from pipeline.config.gpt import GptConfig
 from pipeline.config.lstm import LstmConfig
 from pipeline.config.model import ModelConfig
+from pipeline.data.tokenizer import load_tokenizer, train_tokenizer
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.inference.export import export_model, plan_export
 from pipeline.inference.exported import load_export
@@ -96,7 +100,7 @@ def test_transformers_generates_the_same_text(exported: tuple[LoadedModel, str, 
         loaded.model,
         [prompt],
         GenerationConfig(sampling=SamplingConfig(temperature=0), max_tokens=12),
-        vocab_size=loaded.model.embedding_VD.shape[0],
+        vocab_size=FACTS.vocab_size,
         end_id=FACTS.end_of_document_id,
     )
     theirs = their_model(kind, directory).generate(
@@ -114,6 +118,54 @@ def test_our_own_loader_gives_the_same_model(exported: tuple[LoadedModel, str, P
         assert torch.equal(found[name], parameter), name
     assert again.codec.facts.end_of_document_id == FACTS.end_of_document_id
     assert [again.codec.encode(t) for t in TEXTS] == [loaded.codec.encode(t) for t in TEXTS]
+
+
+@pytest.mark.parametrize("kind", ["llama", "tandem"])
+def test_rows_beyond_the_tokenizer_are_not_drawn_by_transformers(kind: Any, tmp_path: Path) -> None:
+    config, _ = CONFIGS["grouped, untied, padded"]
+    loaded = build_loaded(config)
+    with torch.no_grad():
+        # Without a rule against it one of two opposite rows would be the likeliest by far.
+        loaded.model.head_VD[FACTS.vocab_size] = loaded.model.head_VD[5] * 30
+        loaded.model.head_VD[-1] = loaded.model.head_VD[5] * -30
+    export_model(loaded, config, plan_export(config, kind), tmp_path / "padded")
+    theirs = their_model(kind, tmp_path / "padded")
+    prompt = torch.tensor([loaded.codec.encode("The old moon")])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs(prompt).logits, loaded.model.logits(prompt), rtol=0, atol=1e-4
+        )
+    assert int(loaded.model.logits(prompt)[0, -1].argmax()) >= FACTS.vocab_size
+    drawn = theirs.generate(prompt, max_new_tokens=20, do_sample=True, min_new_tokens=20)
+    assert drawn.shape[1] == prompt.shape[1] + 20
+    assert int(drawn.max()) < FACTS.vocab_size
+
+
+def test_a_tokenizer_that_adds_tokens_is_exported_without_them(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_str(FACTS.tokenizer_json)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{END} $A", special_tokens=[(END, FACTS.end_of_document_id)]
+    )
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    codec = TextCodec(load_tokenizer(tmp_path / "tokenizer.json", END), END)
+    config, _ = CONFIGS["default gpt"]
+    loaded = LoadedModel(model=build_loaded(config).model, codec=codec)
+    export_model(loaded, config, plan_export(config, "auto"), tmp_path / "exported")
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path / "exported"), local_files_only=True)
+    for text in TEXTS:
+        assert theirs(text)["input_ids"] == codec.encode(text)
+
+
+def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path: Path) -> None:
+    config, _ = CONFIGS["default gpt"]
+    export_model(build_loaded(config), config, plan_export(config, "auto"), tmp_path / "gpt")
+    larger = train_tokenizer([" ".join(TEXTS)], TokenizerConfig(vocab_size=295))
+    rows = FACTS.vocab_size
+    assert larger.vocab_size > rows
+    (tmp_path / "gpt" / "tokenizer.json").write_text(larger.tokenizer_json)
+    message = rf"tokenizer\.json .* needs {larger.vocab_size} rows; .*vocab_size={rows}"
+    with pytest.raises(CheckpointError, match=message):
+        load_export(tmp_path / "gpt")
 
 
 def test_what_transformers_saves_is_loaded(tmp_path: Path) -> None:
@@ -142,6 +194,38 @@ def test_an_exported_module_refuses_texts_filled_up_in_front(tmp_path: Path) -> 
         loss = theirs(inputs_BT, labels=inputs_BT).loss
         expected = build_loaded(config).model(inputs_BT[:, :-1], inputs_BT[:, 1:]).mean()
     assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "tandem"])
+def test_what_the_tokenizer_gives_is_generated_from(kind: Any, tmp_path: Path) -> None:
+    config, _ = CONFIGS["gpt2"]
+    loaded = build_loaded(config)
+    export_model(loaded, config, plan_export(config, kind), tmp_path / "exported")
+    theirs = their_model(kind, tmp_path / "exported")
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "exported"), local_files_only=True)
+    inputs = tokenizer("The old moon", return_tensors="pt")
+    found = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)
+    prompt = loaded.codec.encode("The old moon")
+    greedy = GenerationConfig(sampling=SamplingConfig(temperature=0), max_tokens=8)
+    ours = generate(
+        loaded.model, [prompt], greedy, vocab_size=FACTS.vocab_size,
+        end_id=FACTS.end_of_document_id,
+    )  # fmt: skip
+    assert found[0].tolist() == [*prompt, *(token.token_id for token in ours)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_exported_module_continues_no_prompts_that_are_filled_up(
+    side: str, tmp_path: Path
+) -> None:
+    config, _ = CONFIGS["lstm"]
+    export_model(build_loaded(config), config, plan_export(config, "auto"), tmp_path / "lstm")
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(tmp_path / "lstm"), local_files_only=True, padding_side=side
+    )
+    inputs = tokenizer(["The old moon", "A"], return_tensors="pt", padding=True)
+    with pytest.raises(ValueError, match="must have equally many"):
+        their_model("tandem", tmp_path / "lstm").generate(**inputs, max_new_tokens=2)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +276,12 @@ def test_a_damaged_export_is_refused_by_file_and_tensor(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor .* has shape \[40, 16"):
         load_export(bad)
+    for vocab_size in ("-3", '"9"', "2.5"):
+        (bad / "config.json").write_text(
+            f'{{"model_type": "tandem", "tandem": {{"family": "gpt"}}, "vocab_size": {vocab_size}}}'
+        )
+        with pytest.raises(CheckpointError, match=r"config\.json: vocab_size=.*legal: whole"):
+            load_export(bad)
     (bad / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not JSON"):
         load_export(bad)

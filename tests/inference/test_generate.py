@@ -2,8 +2,11 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from pipeline.config.gpt import GptConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.schema import DocumentsConfig
 from pipeline.errors import ConfigError
 from pipeline.inference.generate import (
     DEFAULT_MAX_TOKENS,
@@ -16,6 +19,8 @@ from pipeline.inference.sampling import SamplingConfig, next_token
 from pipeline.inference.text import UNKNOWN
 from pipeline.models import build_model
 from pipeline.models.base import LanguageModel
+from pipeline.models.documents import DocumentRule
+from tests.inference.cases import FAMILIES, spread_logits
 from tests.inference.conftest import Made
 
 GREEDY = SamplingConfig(temperature=0)
@@ -94,6 +99,28 @@ def test_an_empty_prompt_begins_behind_an_end_of_document(made: Made) -> None:
         collect(made.model, [[]], sampling=GREEDY, end_id=0)
         == collect(made.model, [[0]], sampling=GREEDY, end_id=0)
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_documents_kept_apart_begin_without_the_end_before_them(family: str) -> None:
+    """Beside the training pass, over an end of document and what follows it."""
+    switches = DocumentsConfig(
+        mask_attention=True, reset_positions=family == "gpt", reset_state=family != "gpt"
+    )
+    rule = DocumentRule(end_of_document_id=0, switches=switches)
+    config: ModelConfig = TypeAdapter(ModelConfig).validate_python(
+        FAMILIES[family] | {"tied_head": False, "init_std": 0.3}
+    )
+    model = build_model(config, 50, seed=3, documents=rule).eval()
+    spread_logits(model)
+    with torch.no_grad():
+        model.head_VD[0] = 0.0  # so that another token is likelier than the end
+    found = collect(model, [[], [7], [7, 9]], sampling=GREEDY, end_id=0)
+    expected = [greedy_by_recomputation(model, prompt, 9) for prompt in ([0], [7], [7, 9])]
+    assert all(0 not in tokens for tokens in expected)
+    assert found == expected
+    model.documents = None
+    assert found[0] != collect(model, [[]], sampling=GREEDY, end_id=0)[0]
 
 
 @pytest.mark.parametrize(

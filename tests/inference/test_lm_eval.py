@@ -89,6 +89,15 @@ def test_generation_stops_at_a_string_and_leaves_it_out(made: Made) -> None:
     assert cut == whole.split(stop)[0]
 
 
+def test_repeats_of_a_sampled_request_differ_and_can_be_drawn_again(made: Made) -> None:
+    model = TandemLM(loaded=made.load())
+    options = {"until": [], "max_gen_toks": 30, "do_sample": True, "temperature": 1.0, "top_k": 0}
+    repeats = requests("generate_until", [("The old", options)] * 3)
+    texts = model.generate_until(repeats)
+    assert len(set(texts)) == 3
+    assert model.generate_until(repeats) == texts
+
+
 def test_a_task_is_scored_for_either_family(made: Made, tasks: Path) -> None:
     trained = made.load()
     scores = evaluate_tasks(trained, ["tandem_rivers", "tandem_continued"], tasks)

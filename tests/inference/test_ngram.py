@@ -16,7 +16,8 @@ class PlainKneserNey:
     """Chen and Goodman's interpolated formula, one byte at a time."""
 
     def __init__(self, documents: list[bytes], order: int) -> None:
-        text = b"\0" * (order - 1) + b"".join(d + b"\0" for d in documents)
+        borders = b"\0" * max(order - 1, 1)
+        text = b"\0" * (order - 1) + b"".join(d + borders for d in documents)
         self.order = order
         self.counts: dict[int, Counter[bytes]] = {
             order: Counter(text[i : i + order] for i in range(len(text) - order + 1))
@@ -74,6 +75,16 @@ def test_bits_per_byte_are_summed_over_bytes_of_the_text_alone() -> None:
     assert model.bits_per_byte(texts) == pytest.approx(bits / 8)
 
 
+def test_a_document_begins_alike_first_and_later() -> None:
+    """What follows a whole context of borders is the first bytes of all documents."""
+    model = ByteNgram([b"one", b"two", b"two", b"two"], 4)
+    keys = np.array([key(b"\0\0\0" + bytes([b])) for b in b"ot"], dtype=np.uint64)
+    p_o, p_t = model.probabilities(keys)
+    assert 0.0 < p_o < 0.5 < p_t
+    again = ByteNgram([b"two", b"", b"two", b"one", b"two"], 4)
+    assert again.probabilities(keys) == pytest.approx([p_o, p_t], rel=1e-12)
+
+
 def test_without_counts_of_one_a_lone_byte_costs_what_the_formula_says() -> None:
     """Order 1 over b"aa" and its border: counts a 2, border 1, so D = 1 / (1 + 2)."""
     model = ByteNgram([b"aa"], 1)
@@ -86,5 +97,7 @@ def test_a_wrong_order_and_empty_text_are_refused() -> None:
         ByteNgram(DOCUMENTS, 9)
     with pytest.raises(DataError, match="no text to count"):
         ByteNgram([], 3)
+    with pytest.raises(DataError, match="no text to count"):
+        ByteNgram([b"", b""], 3)
     with pytest.raises(DataError, match="no text to score"):
         ByteNgram(DOCUMENTS, 3).bits_per_byte([b""])

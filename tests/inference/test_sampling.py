@@ -18,6 +18,11 @@ def test_temperature_one_is_the_softmax() -> None:
     assert probabilities() == pytest.approx([0.5, 0.1, 0.2, 0.15, 0.05], rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 1e-39, 5e-324])
+def test_the_smallest_temperatures_leave_the_likeliest(temperature: float) -> None:
+    assert probabilities(temperature=temperature) == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
 def test_temperature_is_a_power_of_the_probabilities() -> None:
     squares = [p**2 for p in (0.5, 0.1, 0.2, 0.15, 0.05)]
     expected = [p / sum(squares) for p in squares]

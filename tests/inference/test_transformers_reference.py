@@ -144,6 +144,11 @@ def test_a_config_maps_there_and_back(case: tuple[Architecture, Any]) -> None:
         ({"mlp_bias": True}, "mlp_bias=True"),
         ({"num_key_value_heads": 3}, "kv_heads=3"),
         ({"hidden_size": None}, "config.json"),
+        ({"num_attention_heads": 0}, "config.json: num_attention_heads=0; legal: whole numbers"),
+        ({"num_attention_heads": "4"}, "config.json: num_attention_heads='4'"),
+        ({"vocab_size": True}, "config.json: vocab_size=True"),
+        ({"rope_parameters": [1]}, "config.json: rope_parameters=[1]; legal: an object"),
+        ({"model_type": "gpt2", **GPT2, "n_head": -4}, "config.json: n_head=-4"),
     ],
 )
 def test_a_config_that_we_cannot_build_is_refused(fields: dict[str, Any], message: str) -> None:

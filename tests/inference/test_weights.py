@@ -73,18 +73,33 @@ def test_a_checkpoint_of_another_family_or_data_is_refused(own_run: Made) -> Non
         load_trained(checkpoint)
 
 
+@pytest.mark.parametrize(("field", "other"), [("heads: 4", "heads: 2"), ("10000.0", "500.0")])
+def test_a_checkpoint_of_another_config_of_equal_shapes_is_refused(
+    own_run: Made, field: str, other: str
+) -> None:
+    file = own_run.run_dir / "run.yaml"
+    text = file.read_text()
+    assert field in text
+    file.write_text(text.replace(field, other))
+    with pytest.raises(CheckpointError, match=r"another config than the run\.yaml"):
+        own_run.load()
+
+
 def test_a_checkpoint_of_another_shape_or_vocabulary_is_refused(
     own_run: Made, tmp_path: Path
 ) -> None:
     other, _ = make_run(tmp_path / "wider", FAMILIES["gpt"] | {"feed_forward_width": 40})
     checkpoint = list_checkpoints(own_run.run_dir)[0]
+    own_hash = read_manifest(checkpoint).config_hash
     shutil.rmtree(checkpoint)
     shutil.copytree(list_checkpoints(other)[0], checkpoint)
+    rewrite_manifest(checkpoint, config_hash=own_hash)
     with pytest.raises(CheckpointError, match=r"feed_forward\.\w+\.weight has shape .80, 32"):
         load_trained(checkpoint)
     other, _ = make_run(tmp_path / "padded", FAMILIES["gpt"] | {"vocab_size": 999})
     shutil.rmtree(checkpoint)
     shutil.copytree(list_checkpoints(other)[0], checkpoint)
+    rewrite_manifest(checkpoint, config_hash=own_hash)
     with pytest.raises(CheckpointError, match=r"vocabulary of 999 .*model\.vocab_size"):
         load_trained(checkpoint)
 

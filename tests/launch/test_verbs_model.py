@@ -112,6 +112,10 @@ def test_evaluate_refuses_options_that_contradict_each_other(cli: Cli, run_dir: 
     assert "--context and --stride go with --text" in cli("evaluate", run_dir, "--stride", 8).err
     answer = cli("evaluate", run_dir, "--tasks", "some", "--ngram", "3")
     assert (answer.code, "tasks alone" in answer.err) == (2, True)
+    answer = cli("evaluate", run_dir, "--tasks", "some", "--context", "8", "--stride", "4")
+    assert (answer.code, "give --context, --stride in another" in answer.err) == (2, True)
+    answer = cli("evaluate", run_dir, "--limit", "3", "--include", "tasks")
+    assert (answer.code, "--include, --limit would do nothing" in answer.err) == (2, True)
 
 
 def test_export_writes_a_directory_that_the_other_verbs_read(
