@@ -138,14 +138,16 @@ def test_every_registered_probe_can_be_found() -> None:
 
 
 def test_an_unknown_probe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'step_tine' is not one of model_state, step_time"):
+    with pytest.raises(
+        ConfigError, match=r"'step_tine' is not one of bench, model_state, step_time"
+    ):
         find_probe("step_tine")
 
 
 @pytest.mark.parametrize(
     ("probe", "params", "message"),
     [
-        ("step_tine", {}, "'step_tine' is not one of model_state, step_time"),
+        ("step_tine", {}, "'step_tine' is not one of bench, model_state, step_time"),
         (
             "step_time",
             {**STEP_TIME, "tokens_per_step": 72},
@@ -173,7 +175,7 @@ def test_a_compiled_run_is_measured_at_every_stage() -> None:
 
 def test_the_probes_of_the_quickstart_can_run() -> None:
     plan = plan_study(load_study(QUICKSTART))
-    # Bench is of one run, by a verb of its own.
+    # The third, bench, is a verb of its own.
     assert {cell.probe for cell in plan.probe_cells} == set(PROBES) - {"bench"}
     for cell in plan.probe_cells:
         check_probe(cell.probe, cell.params, cell.runs, cell.num_workers)
