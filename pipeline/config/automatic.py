@@ -100,9 +100,10 @@ def fill_train(run: RunConfig, origin: str, rule: SizeRule | None = None) -> Run
 
     Raises:
         ConfigError: One micro-batch exceeds the rule's batch, stated tokens and filled batch do not
-            divide, or the warm-up does not fit into the run.
+            divide, the warm-up does not fit into the run, or another field contradicts what was
+            filled.
     """
-    if not run.train.automatic or run.train.filled_by_rule is not None:
+    if not run.train.is_open:
         return run
     num_parameters = run.model.num_parameters(0).non_embedding
     stated = _stated(run.train)
@@ -118,7 +119,10 @@ def fill_train(run: RunConfig, origin: str, rule: SizeRule | None = None) -> Run
         target = filled.setdefault(section, {}) if section else filled
         target[leaf] = value
     tree = merge(run.train.model_dump(exclude_unset=True), filled)
-    return run.model_copy(update={"train": validate(TrainConfig, tree, origin)})
+    stated_fields = {name: getattr(run, name) for name in run.model_fields_set}
+    return validate(
+        RunConfig, {**stated_fields, "train": validate(TrainConfig, tree, origin)}, origin
+    )
 
 
 def list_origins(run: RunConfig) -> dict[str, dict[str, float]]:

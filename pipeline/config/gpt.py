@@ -40,14 +40,16 @@ class GptConfig(ModelBase):
     biases: bool = False
     """Whether the matrices of attention and feed-forward have biases, as in GPT-2."""
     causal: bool = True
-    """Whether a position sees earlier ones only; False sees both sides, for experiments on order,
-    and cannot generate."""
+    """Whether a position sees earlier ones only; False sees both sides, for experiments with the
+    model class: no run trains it, because it sees the token to predict, and it cannot generate."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, fields: Any) -> Any:
         name = fields.get("preset") if isinstance(fields, dict) else None
-        return {**PRESETS[name], **fields} if name in PRESETS else fields
+        if not isinstance(name, str) or name not in PRESETS:
+            return fields  # the field's own check says what is wrong
+        return {**PRESETS[name], **fields}
 
     @model_validator(mode="after")
     def _kv_heads_divide_heads(self) -> Self:
@@ -127,7 +129,8 @@ class GptConfig(ModelBase):
             vocab_size: Rows V of the embedding table.
             sequence_tokens: Sequence length T.
             convention: Whether attention counts the positions that a query sees, or all T of the
-                sequence, as published model FLOPs utilisation does; a window caps both.
+                sequence, as published model FLOPs utilisation does; a window caps both, of w
+                positions to one side and 2w - 1 to both.
 
         Source: Kaplan et al. 2020, table 1, with the causal mean (T + 1) / 2 of attended positions;
         Chowdhery et al. 2022, appendix B (palm).
@@ -137,7 +140,8 @@ class GptConfig(ModelBase):
         if not self.causal:
             attended = 2 * attended - 1  # as many later positions as earlier ones
         if convention == "palm":
-            attended = min(self.window_tokens or sequence_tokens, sequence_tokens)
+            window = self.window_tokens or sequence_tokens
+            attended = min(window if self.causal else 2 * window - 1, sequence_tokens)
         attention = self.depth * 2 * self.width * attended
         head = vocab_size * self.width
         return TRAINING_PASSES * 2.0 * (matrices + attention + head)

@@ -142,6 +142,16 @@ class LstmFields(ModelBase):
         ]
 
     @property
+    def has_heads(self) -> bool:
+        """Whether attention is cut into heads."""
+        return self.attention == "scaled_dot"
+
+    @property
+    def is_compilable(self) -> bool:
+        """Whether any part of the model gets faster by `torch.compile`: recurrences never do."""
+        return self.feed_forward
+
+    @property
     def resolved_hidden_width(self) -> int:
         """Width h of the recurrent state with the default filled in."""
         return self.hidden_width if self.hidden_width is not None else self.width

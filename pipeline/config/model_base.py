@@ -33,7 +33,7 @@ class ModelBase(BaseModel):
     depth: int = Field(default=4, ge=1)
     """Number of layers L."""
     heads: int = Field(default=4, ge=1)
-    """Number of attention heads; divides the width."""
+    """Number of attention heads; divides the width, where attention has heads."""
     vocab_size: int | None = Field(default=None, ge=2)
     """Rows of the embedding table; None takes the tokenizer's size, a larger value pads it."""
     max_positions: int = Field(default=1024, ge=1)
@@ -55,15 +55,16 @@ class ModelBase(BaseModel):
     init_std: float = Field(default=0.02, gt=0.0)
     """Standard deviation of matrices at the start (Radford et al. 2019, released code)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the embedded tokens and of each sub-layer's output that training zeroes; 0, because
-    pretraining rarely sees a token twice."""
+    """Share of the embedded tokens, learned positions included, and of each sub-layer's output that
+    training zeroes (Radford et al. 2019, released code); 0, because pretraining rarely sees a token
+    twice."""
     z_loss: float = Field(default=0.0, ge=0.0)
     """Weight of the squared log of the softmax's denominator in the loss, which keeps logits from
     drifting (Chowdhery et al. 2022, section 5: 1e-4); 0 leaves it out."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
-        if self.width % self.heads:
+        if self.has_heads and self.width % self.heads:
             low = self.width - self.width % self.heads
             near = [w for w in (low, low + self.heads) if w > 0]
             raise ValueError(
@@ -87,6 +88,16 @@ class ModelBase(BaseModel):
                 f"{tokenizer_entries} entries; nearest: {tokenizer_entries}, or null to follow it"
             )
         return self.vocab_size if self.vocab_size is not None else tokenizer_entries
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether attention is cut into heads."""
+        return True
+
+    @property
+    def is_compilable(self) -> bool:
+        """Whether any part of the model gets faster by `torch.compile`."""
+        return True
 
     @property
     def head_width(self) -> int:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.data import DataConfig
+from pipeline.config.gpt import GptConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.section import Fraction, Name, Section, Seed, check_multiple
 
@@ -92,7 +93,12 @@ class TrainConfig(Section):
     third more products for a fraction of the activations."""
     compile: bool = False
     """Whether `torch.compile` fuses the operations of blocks; False, because it takes up to minutes
-    before the first step. A recurrence is never compiled."""
+    before the first step. A recurrence is never compiled, and nothing is at ZeRO stage 3."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a rule has yet to fill what is not stated."""
+        return self.automatic and self.filled_by_rule is None
 
     @property
     def total_steps(self) -> int:
@@ -121,7 +127,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
-        if self.automatic and self.filled_by_rule is None:
+        if self.is_open:
             return self
         micro_tokens = self.micro_batch_samples * self.sequence_tokens
         check_multiple(
@@ -247,7 +253,33 @@ class RunConfig(Section):
     """Traces of single steps."""
 
     @model_validator(mode="after")
+    def _model_has_an_objective(self) -> Self:
+        if isinstance(self.model, GptConfig) and not self.model.causal:
+            raise ValueError(
+                "model.causal=false reads the next token, which training and evaluation ask it to "
+                "predict, and there is no other objective yet; legal: true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiling_is_of_use(self) -> Self:
+        if self.train.compile and self.zero.stage == 3:
+            raise ValueError(
+                "train.compile=true gains nothing at zero.stage=3, which gathers parameters inside "
+                "each block; legal: train.compile=false, or zero.stage=0, 1 or 2"
+            )
+        if self.train.compile and not self.model.is_compilable:
+            raise ValueError(
+                "train.compile=true finds nothing to compile with model.feed_forward=false, "
+                "because a recurrence is never compiled; legal: train.compile=false, or "
+                "model.feed_forward=true"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _profiled_steps_are_taken(self) -> Self:
+        if self.train.is_open:
+            return self
         steps, total = self.profile.first_and_last, self.train.total_steps
         if steps is not None and steps[1] > total:
             raise ValueError(

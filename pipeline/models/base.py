@@ -65,7 +65,8 @@ class LanguageModel(nn.Module):
         """
         self._check_positions(inputs_BT.shape[1])
         borders = Borders() if self.documents is None else self.documents.find(inputs_BT)
-        x_BTD = self.final_norm(self.backbone(self._embed(inputs_BT), borders))
+        x_BTD = self._embed(inputs_BT, 0, borders)
+        x_BTD = self.final_norm(self.backbone(x_BTD, borders))
         if labels_BT is None:
             return F.linear(x_BTD, self._head())
         return token_losses(x_BTD, self._head(), labels_BT, self.z_loss)
@@ -98,7 +99,8 @@ class LanguageModel(nn.Module):
         """
         num_tokens = cache.num_tokens + inputs_BT.shape[1]
         self._check_positions(num_tokens)
-        x_BTD = self.final_norm(self.extend_backbone(self._embed(inputs_BT), cache))
+        x_BTD = self._embed(inputs_BT, cache.num_tokens, Borders())
+        x_BTD = self.final_norm(self.extend_backbone(x_BTD, cache))
         cache.num_tokens = num_tokens
         return F.linear(x_BTD, self._head())
 
@@ -106,10 +108,20 @@ class LanguageModel(nn.Module):
         """Give the last hidden states of embedded tokens, causal in T.
 
         Args:
-            x_BTD: Embedded tokens.
+            x_BTD: Embedded tokens, from `add_positions` and dropout.
             borders: What may not pass from one document to the next.
         """
         raise NotImplementedError
+
+    def add_positions(self, x_BTD: Tensor, num_past: int, borders: Borders) -> Tensor:
+        """Give embedded tokens with what the embedding tells of their positions, by default none.
+
+        Args:
+            x_BTD: Rows of the embedding table.
+            num_past: Tokens that came before them.
+            borders: Documents that may count their positions from 0.
+        """
+        return x_BTD
 
     def checkpointable_blocks(self) -> list[nn.Module]:
         """Give the modules whose activations can be computed again, one at a time, from inputs."""
@@ -144,8 +156,9 @@ class LanguageModel(nn.Module):
         gain = min(1.0, INITIAL_LOGIT_STD / (self.init_std * math.sqrt(width)))
         nn.init.constant_(self.final_norm.weight, gain)
 
-    def _embed(self, inputs_BT: Tensor) -> Tensor:
+    def _embed(self, inputs_BT: Tensor, num_past: int, borders: Borders) -> Tensor:
         x_BTD = F.embedding(inputs_BT, self.embedding_VD)
+        x_BTD = self.add_positions(x_BTD, num_past, borders)
         return F.dropout(x_BTD, self.dropout, self.training) if self.dropout > 0.0 else x_BTD
 
     def _head(self) -> Tensor:

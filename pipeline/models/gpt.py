@@ -76,10 +76,18 @@ class GptLM(LanguageModel):
     def backbone(self, x_BTD: Tensor, borders: Borders) -> Tensor:
         """Give the stream after the last block."""
         sight = build_sight(self.config, x_BTD, 0, borders)
-        x_BTD = self._add_positions(x_BTD, 0, borders)
         for block in self.blocks:
             x_BTD = block(x_BTD, sight)
         return x_BTD
+
+    def add_positions(self, x_BTD: Tensor, num_past: int, borders: Borders) -> Tensor:
+        """Give embedded tokens plus the rows of learned positions, if the model has them."""
+        if self.config.positions != "learned":
+            return x_BTD
+        positions_BT = borders.positions()
+        if positions_BT is not None:
+            return x_BTD + F.embedding(positions_BT, self.positions_PD)
+        return x_BTD + self.positions_PD[num_past : num_past + x_BTD.shape[1]]
 
     def checkpointable_blocks(self) -> list[nn.Module]:
         """Give the blocks."""
@@ -107,19 +115,10 @@ class GptLM(LanguageModel):
                 "model.causal=false sees later tokens and cannot generate; train with true"
             )
         sight = build_sight(self.config, x_BTD, cache.num_tokens, Borders())
-        x_BTD = self._add_positions(x_BTD, cache.num_tokens, Borders())
         for index, block in enumerate(self._blocks()):
             past = cast(KeysValues, cache.layers[index])
             x_BTD, cache.layers[index] = block.extend(x_BTD, sight, past)
         return x_BTD
-
-    def _add_positions(self, x_BTD: Tensor, num_past: int, borders: Borders) -> Tensor:
-        if self.config.positions != "learned":
-            return x_BTD
-        positions_BT = borders.positions()
-        if positions_BT is not None:
-            return x_BTD + F.embedding(positions_BT, self.positions_PD)
-        return x_BTD + self.positions_PD[num_past : num_past + x_BTD.shape[1]]
 
     def _blocks(self) -> Iterable[GptBlock]:
         return cast("Iterable[GptBlock]", self.blocks)

@@ -164,12 +164,13 @@ class _HeadLoss(torch.autograd.Function):
         x_ND, head_VD, labels_N, x_grad_ND, head_grad_VD = ctx.saved_tensors
         if grad_N.stride() == (0,):
             factor = grad_N[0]
-            return x_grad_ND * factor, head_grad_VD * factor, None, None, None
+            head_grad_VD = (head_grad_VD * factor).to(head_VD.dtype)
+            return x_grad_ND * factor, head_grad_VD, None, None, None
         weights_N = grad_N.masked_fill(labels_N == IGNORED_LABEL, 0.0)
         _, x_grad_ND, head_grad_VD = _losses_and_gradients(
             x_ND, head_VD, labels_N, ctx.z_loss, ctx.chunk_tokens, weights_N
         )
-        return x_grad_ND, head_grad_VD, None, None, None
+        return x_grad_ND, head_grad_VD.to(head_VD.dtype), None, None, None
 
 
 def _losses_and_gradients(
@@ -191,7 +192,8 @@ def _losses_and_gradients(
         weights_N: Weight of each loss in the sum.
 
     Returns:
-        Losses `[N]`, and the gradients of `x_ND` and `head_VD` in their types.
+        Losses `[N]`, and the gradients of `x_ND` and `head_VD` in their types; that of a head in
+        fp16 in float32, because a sum over tokens leaves the range of fp16 until it is scaled.
     """
     head = _Head(head_VD)
     losses, x_grads = [], []
@@ -201,7 +203,8 @@ def _losses_and_gradients(
         losses_C, grad_CD = head.add_gradients(x_CD, labels_C, weights_C, z_loss, head_grad_VD)
         losses.append(losses_C)
         x_grads.append(grad_CD)
-    return torch.cat(losses), torch.cat(x_grads), head_grad_VD.to(head_VD.dtype)
+    kept_dtype = torch.float32 if head_VD.dtype == torch.float16 else head_VD.dtype
+    return torch.cat(losses), torch.cat(x_grads), head_grad_VD.to(kept_dtype)
 
 
 def _chunks(chunk_tokens: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -169,14 +169,15 @@ class AdditiveRecall(DotRecall):
     def __init__(self, config: LstmConfig) -> None:
         super().__init__(config)
         self.query_key = nn.Linear(config.width, 2 * config.width, bias=False)
-        self.score_1D = nn.Parameter(torch.empty(1, config.width))
+        # A vector in its shape too, so that weight decay passes it by.
+        self.score_D = nn.Parameter(torch.empty(config.width))
 
     def initialize(self, generator: Generator, residual_scale: float) -> None:
         """Draw the matrices, those of the scores so that hidden values are of order 1."""
         super().initialize(generator, residual_scale)
         for matrix_DD in self.query_key.weight.chunk(2):
             nn.init.xavier_uniform_(matrix_DD, generator=generator)
-        nn.init.xavier_uniform_(self.score_1D, generator=generator)
+        nn.init.xavier_uniform_(self.score_D.unsqueeze(0), generator=generator)
 
     def _read(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         query_BTD, key_BTD = self.query_key(x_BTD).chunk(2, dim=2)
@@ -210,29 +211,30 @@ class AdditiveRecall(DotRecall):
         self, query_BAD: Tensor, key_BSD: Tensor, value_BSD: Tensor, seen_BAS: Tensor | None
     ) -> Tensor:
         context_BAD: Tensor = checkpoint(
-            attend_additively, query_BAD, key_BSD, value_BSD, self.score_1D, seen_BAS,
+            attend_additively, query_BAD, key_BSD, value_BSD, self.score_D, seen_BAS,
             use_reentrant=False, preserve_rng_state=False,
         )  # fmt: skip
         return context_BAD
 
 
 def attend_additively(
-    query_BAD: Tensor, key_BSD: Tensor, value_BSD: Tensor, score_1D: Tensor, seen_BAS: Tensor | None
+    query_BAD: Tensor, key_BSD: Tensor, value_BSD: Tensor, score_D: Tensor, seen_BAS: Tensor | None
 ) -> Tensor:
-    """Give the mean of the values by softmax weights of score . tanh(query + key).
+    """Give the mean of the values by softmax weights, in float32, of score . tanh(query + key).
 
     Args:
         query_BAD: Queries after their matrix.
         key_BSD: Keys after theirs.
         value_BSD: What is averaged.
-        score_1D: Weights v of the hidden values.
+        score_D: Weights v of the hidden values.
         seen_BAS: True where a query sees a key, or `[A, S]` for all samples; None sees all.
     """
     hidden_BASD = (query_BAD.unsqueeze(2) + key_BSD.unsqueeze(1)).tanh()
-    score_BAS = F.linear(hidden_BASD, score_1D).squeeze(3)
+    score_BAS = F.linear(hidden_BASD, score_D.unsqueeze(0)).squeeze(3)
     if seen_BAS is not None:
         score_BAS = score_BAS.masked_fill(~seen_BAS, -torch.inf)
-    return score_BAS.softmax(dim=2) @ value_BSD
+    wide_dtype = torch.promote_types(score_BAS.dtype, torch.float32)
+    return score_BAS.softmax(dim=2, dtype=wide_dtype).to(value_BSD.dtype) @ value_BSD
 
 
 def build_recall(config: LstmConfig) -> Recall | None:

@@ -2,7 +2,8 @@
 
 A trace is in Chrome's format: https://ui.perfetto.dev opens it. A snapshot is what
 https://pytorch.org/memory_viz opens. Both stand in `profile/` of the run directory, under their
-final names only when complete.
+final names only when complete; a name has the steps that were traced, which are fewer than those
+named where a run stopped between them.
 """
 
 from collections.abc import Callable
@@ -36,11 +37,24 @@ class StepProfiler:
         self._ranks = ranks
         self._is_cuda = ranks.device.type == "cuda"
         self._trace: profile | None = None
+        self._traced = (0, 0)
+        self._has_history = False
         self._is_open = False
 
     def begin(self, step: int) -> None:
-        """Begin to trace before a step, if it is one of those named."""
-        if self.covers(step) and self._trace is None:
+        """Begin to trace before a step, if it is one of those named.
+
+        Memory is recorded from the first step that has them ahead, so that a snapshot also tells of
+        what was allocated before they began.
+        """
+        is_ahead = self._steps is not None and step <= self._steps[1]
+        if self._is_cuda and is_ahead and not self._has_history:
+            torch.cuda.memory._record_memory_history(max_entries=MAX_MEMORY_EVENTS)
+            self._has_history = True
+        if not self.covers(step):
+            return
+        self._traced = (step if self._trace is None else self._traced[0], step)
+        if self._trace is None:
             activities = [ProfilerActivity.CPU]
             if self._is_cuda:
                 activities.append(ProfilerActivity.CUDA)
@@ -58,8 +72,6 @@ class StepProfiler:
 
     def __enter__(self) -> Self:
         if self._is_cuda:
-            if self._steps is not None:
-                torch.cuda.memory._record_memory_history(max_entries=MAX_MEMORY_EVENTS)
             # The snapshot is taken where memory ran out: once the error has left the step, the
             # tensors that filled the memory are gone.
             observe = torch._C._cuda_attach_out_of_memory_observer  # type: ignore[attr-defined]
@@ -78,16 +90,22 @@ class StepProfiler:
 
     def _finish(self) -> None:
         """Write what was traced, also if the run stopped or failed before the last step."""
-        if self._trace is None:
-            return
-        self._trace.stop()
-        first, last = self._steps or (0, 0)
+        try:
+            if self._trace is not None:
+                self._write_trace(self._trace)
+        finally:
+            self._trace = None
+            if self._has_history:
+                torch.cuda.memory._record_memory_history(enabled=None)
+                self._has_history = False
+
+    def _write_trace(self, trace: profile) -> None:
+        trace.stop()
+        first, last = self._traced
         name = f"steps-{first}-{last}-rank-{self._ranks.rank}"
-        self._write(f"trace-{name}.json.gz", self._trace.export_chrome_trace)
-        self._trace = None
+        self._write(f"trace-{name}.json.gz", trace.export_chrome_trace)
         if self._is_cuda:
             self._write(f"memory-{name}.pickle", _dump_snapshot)
-            torch.cuda.memory._record_memory_history(enabled=None)
 
     def _note_out_of_memory(self, *sizes: Any) -> None:
         """Called by the allocator with the device and the bytes that were wanted and there."""

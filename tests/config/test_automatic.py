@@ -10,7 +10,7 @@ from pipeline.config.batching import plan_batches
 from pipeline.config.cluster import check_run_on_cluster
 from pipeline.config.explain import known_families
 from pipeline.config.load import build_run, config_hash, dump_yaml, load_run, read_run
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 
 GPT = {"family": "gpt"}
@@ -134,6 +134,27 @@ def test_a_resolved_run_reads_back_the_same_and_is_not_filled_again(tmp_path: Pa
     again = load_run(tmp_path / "run.yaml", ["model.width=64"])
     assert again.train == run.train
     assert config_hash(load_run(tmp_path / "run.yaml")) == config_hash(run)
+
+
+def profiled(steps: str) -> RunConfig:
+    tree = {"model": GPT, "train": {"automatic": True}, "profile": {"steps": steps}}
+    return build_run(tree, "test")
+
+
+def test_profiled_steps_are_checked_against_the_filled_ones(tmp_path: Path) -> None:
+    total = automatic().train.total_steps
+    assert total > TrainConfig().total_steps
+    run = profiled(f"{total}..{total}")
+    assert run.profile.first_and_last == (total, total)
+    (tmp_path / "run.yaml").write_text(dump_yaml(run))
+    assert read_run(tmp_path) == run
+    steps = f"{total}..{total + 1}"
+    with pytest.raises(ConfigError, match=rf"profile.steps={steps} goes .* the run's {total} "):
+        profiled(steps)
+    # More than the default has, and more than this run has: it is short.
+    short = {"automatic": True, "tokens_per_parameter": 2}
+    with pytest.raises(ConfigError, match="profile.steps=299..300 goes beyond"):
+        build_run({"model": GPT, "train": short, "profile": {"steps": "299..300"}}, "test")
 
 
 @pytest.mark.parametrize(

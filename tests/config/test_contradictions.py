@@ -62,6 +62,25 @@ def run_of(**fields: object) -> RunConfig:
             f"{GPT}\nprofile: {{steps: 299..301}}",
             "profile.steps=299..301 goes beyond the run's 300 steps; nearest: 299..300",
         ),
+        (
+            "model: {family: gpt, causal: false}",
+            "model.causal=false reads the next token, which training and evaluation ask it to "
+            "predict, and there is no other objective yet; legal: true",
+        ),
+        (
+            f"{GPT}\ntrain: {{compile: true}}\nzero: {{stage: 3}}",
+            "train.compile=true gains nothing at zero.stage=3",
+        ),
+        (
+            "model: {family: lstm_attention, feed_forward: false}\ntrain: {compile: true}",
+            "train.compile=true finds nothing to compile with model.feed_forward=false",
+        ),
+        ("model: {family: gpt, preset: [a]}", "model.preset: Input should be 'gpt2_124m', "),
+        ("model: {family: gpt, preset: {}}", "model.preset: Input should be 'gpt2_124m', "),
+        (
+            "model: {family: lstm_attention, width: 130, heads: 4}",
+            "model.width=130 is not a multiple of heads=4; nearest width: 128 or 132",
+        ),
         (f"{GPT}\nzero: {{stage: 4}}", "zero.stage=4 is outside 0..3; nearest: 3"),
         (f"{GPT}\nzero: {{stage: -1}}", "zero.stage=-1 is outside 0..3; nearest: 0"),
         (
@@ -115,6 +134,19 @@ def test_a_run_that_contradicts_itself_is_refused_with_path_and_nearest_value(
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("attention", ["none", "dot", "additive"])
+def test_heads_need_not_divide_a_width_that_no_head_cuts(attention: str) -> None:
+    model = {"family": "lstm_attention", "width": 130, "heads": 4, "attention": attention}
+    assert run_of(model=model).model.width == 130
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_run_compiles_where_parameters_stay_whole(stage: int) -> None:
+    for family in ("gpt", "lstm_attention"):
+        run = run_of(model={"family": family}, train={"compile": True}, zero={"stage": stage})
+        assert run.train.compile
 
 
 def test_every_problem_is_told_at_once(write_config: Callable[[str], Path]) -> None:

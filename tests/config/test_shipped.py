@@ -1,20 +1,37 @@
 """Every config in configs/ loads, is short and says what it is for."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.config.cluster import check_run_on_cluster
 from pipeline.config.data import DataConfig
-from pipeline.config.explain import validate
+from pipeline.config.explain import known_families, validate
 from pipeline.config.load import load_cluster, load_run, load_study, read_yaml
 from pipeline.data import SOURCES
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
 
 
 def shipped(kind: str) -> list[Path]:
     return sorted((CONFIGS / kind).glob("*.yaml"))
+
+
+def test_the_page_of_models_lists_every_option_with_its_default() -> None:
+    """A row is `| option | default | …`; options of several families stand in one row."""
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", (ROOT / "docs/models.md").read_text(), re.M)
+    listed = {(name, str(yaml.safe_load(default))) for name, default in rows}
+    assert len(listed) == len(rows)
+    fields = {
+        (name, str(field.default))
+        for kind in known_families().values()
+        for name, field in kind.model_fields.items()
+        if name != "family"
+    }
+    assert listed == fields
 
 
 def by_name(path: Path) -> str:

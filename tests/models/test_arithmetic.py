@@ -75,6 +75,19 @@ def test_palm_flops_are_those_of_the_paper() -> None:
     assert config.flops_per_token(50257, 1024, "palm") == 6 * matrices + 12 * 12 * 768 * 1024
 
 
+@pytest.mark.parametrize(
+    ("window_tokens", "attended"), [(None, 1024), (1, 1), (100, 199), (512, 1023), (513, 1024)]
+)
+def test_palm_flops_of_a_window_to_both_sides_are_those_of_all_that_it_spans(
+    window_tokens: int | None, attended: int
+) -> None:
+    config = GptConfig(causal=False, window_tokens=window_tokens)
+    free = GptConfig(causal=False)
+    scores = 12 * free.depth * free.width  # scores and their use, 2 FLOPs, three passes
+    expected = free.flops_per_token(0, 1024, "palm") - scores * (1024 - attended)
+    assert config.flops_per_token(0, 1024, "palm") == expected
+
+
 class ProductChain(TorchDispatchMode):
     """Traces how many matrix products stand behind each tensor, one after the other."""
 

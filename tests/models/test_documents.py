@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
+from pipeline.config.gpt import GptConfig
 from pipeline.config.lstm import LstmConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import DocumentsConfig
@@ -32,6 +33,10 @@ LENGTHS = [[5, 1, 6], [12], [3, 3, 3, 3], [1, 1, 10], [11, 1]]
 ALL = DocumentsConfig(reset_positions=True, mask_attention=True, reset_state=True)
 ARMS: list[dict[str, Any]] = [
     *({"family": "gpt", "positions": positions} for positions in ("rope", "learned", "none")),
+    {"family": "gpt", "positions": "alibi"},
+    {"family": "gpt", "window_tokens": 3},
+    {"family": "gpt", "kv_heads": 1},
+    {"family": "gpt", "positions": "alibi", "window_tokens": 4, "kv_heads": 1},
     *(
         {"family": "lstm_attention", **fields}
         for fields in (
@@ -84,6 +89,24 @@ def spans(lengths: list[int]) -> list[tuple[int, int]]:
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
+def mask_by_hand(config: GptConfig, num_tokens: int) -> Tensor | None:
+    """Give what window and ALiBi add to the scores, `[H, T, T]`; None where there is neither.
+
+    Source: Press et al. 2022, section 3: slopes 2^(-8h/H) for a power of two of heads.
+    """
+    if config.window_tokens is None and config.positions != "alibi":
+        return None
+    added = torch.full((config.heads, num_tokens, num_tokens), -torch.inf)
+    for head, query, key in itertools.product(
+        range(config.heads), range(num_tokens), range(num_tokens)
+    ):
+        distance = query - key
+        slope = 2.0 ** (-8 * (head + 1) / config.heads) if config.positions == "alibi" else 0.0
+        if 0 <= distance < (config.window_tokens or num_tokens):
+            added[head, query, key] = -slope * distance
+    return added
+
+
 def loop_gpt(model: GptLM, x_1TD: Tensor, lengths: list[int], switches: DocumentsConfig) -> Tensor:
     """Run the blocks document by document where the switches say so."""
     positions = [
@@ -100,7 +123,8 @@ def loop_gpt(model: GptLM, x_1TD: Tensor, lengths: list[int], switches: Document
             if model.config.positions == "rope":
                 times = torch.tensor(positions[start:stop])
                 rotation = rotary_table(times, model.config.head_width, model.config.rope_base)
-            sight = Sight(mask=None, is_causal=True, rotation=rotation)
+            mask = mask_by_hand(model.config, stop - start)
+            sight = Sight(mask=mask, is_causal=mask is None, rotation=rotation)
             pieces.append(block(x_1TD[:, start:stop], sight))
         x_1TD = torch.cat(pieces, dim=1)
     return x_1TD

@@ -106,6 +106,15 @@ def test_compiled_dropout_drops_the_same_when_computed_again() -> None:
     torch.testing.assert_close(first[1], second[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "arm", [*ARMS, {"family": "lstm_attention", "feed_forward": False}], ids=str
+)
+def test_a_config_tells_whether_anything_is_compiled(arm: dict[str, Any]) -> None:
+    config: ModelConfig = TypeAdapter(ModelConfig).validate_python({**SIZE, **arm})
+    blocks = build_model(config, VOCAB, seed=0).compilable_blocks()
+    assert config.is_compilable == bool(blocks)
+
+
 @every_arm
 def test_parameters_keep_their_names(arm: dict[str, Any]) -> None:
     config: ModelConfig = TypeAdapter(ModelConfig).validate_python({**SIZE, **arm})

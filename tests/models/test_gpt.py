@@ -186,6 +186,30 @@ def test_dropout_falls_on_the_branches_and_scales_up_what_it_spares() -> None:
     assert set(model.eval().blocks[0](x_BTD, sight).unique().tolist()) == {11.0}
 
 
+@pytest.mark.parametrize("extends", [False, True])
+def test_dropout_falls_on_the_sum_of_tokens_and_learned_positions(extends: bool) -> None:
+    config = GptConfig(width=16, depth=1, heads=2, dropout=0.5, positions="learned")
+    model = wide_awake(config)
+    torch.nn.init.constant_(model.embedding_VD, 1.0)
+    torch.nn.init.constant_(model.positions_PD, 10.0)
+    tokens, read = torch.zeros(64, TOKENS, dtype=torch.long), []
+    model.blocks[0].attention_norm.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    with torch.no_grad():
+        _ = model.extend(tokens, model.start(64)) if extends else model.logits(tokens)
+    # Dropped or doubled as a whole, as in GPT-2's released code.
+    assert set(read[0].unique().tolist()) == {0.0, 22.0}
+
+
+def test_dropout_draws_first_for_the_embedded_tokens() -> None:
+    model = wide_awake(GptConfig(width=16, depth=1, heads=2, dropout=0.5))
+    tokens, read = torch.arange(TOKENS)[None], []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    torch.manual_seed(0)
+    model(tokens)
+    torch.manual_seed(0)
+    assert torch.equal(read[0], nn.functional.dropout(model.embedding_VD[tokens], 0.5))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -3,6 +3,7 @@
 Shapes: `B` batch, `T` time, `N` all tokens, `D` model, `V` vocabulary.
 """
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -126,6 +127,20 @@ def test_bf16_head_gradient_loses_nothing_by_more_chunks() -> None:
     torch.testing.assert_close(pieces, whole, rtol=2**-7, atol=2**-9)
 
 
+def test_a_sum_beyond_fp16_is_scaled_before_it_is_stored() -> None:
+    """4000 equal tokens of size 32 pull at one row by 126,000; fp16 ends at 65,504."""
+    x_ND = torch.full((4000, 4), 32.0, dtype=torch.float16)
+    head_VD = torch.zeros(64, 4, dtype=torch.float16, requires_grad=True)
+    labels_N = torch.zeros(4000, dtype=torch.long)
+    losses_N = chunked_losses(x_ND, head_VD, labels_N, 0.0, 100)
+    (found,) = torch.autograd.grad(losses_N.sum() / 4000, head_VD)
+    assert found.dtype == torch.float16
+    # Softmax is even, so the gradient is x / V, and x / V - x for the label.
+    expected = torch.full((64, 4), 0.5)
+    expected[0] -= 32.0
+    torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=0.0)
+
+
 def test_logits_that_are_not_finite_give_a_loss_that_is_not() -> None:
     x_ND, head_VD, labels_N = make_case()
     with torch.no_grad():
@@ -181,7 +196,9 @@ def test_peak_memory_falls_as_the_chunk_does() -> None:
     """Two tensors of a chunk stand at a time; all logits in float32 are 128 MiB."""
     logits_bytes = 2048 * 16384 * 4
     command = [sys.executable, "-c", MEMORY]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Blocks above 64 KiB go back to the system when freed, so that no gap of the heap counts.
+    surroundings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings)
     _, small, middle, large = map(int, done.stdout.split())
     assert large == pytest.approx(2 * logits_bytes, rel=0.1)
     # Gradients of the head, summed and added up, take 2 MiB each.

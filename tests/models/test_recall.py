@@ -13,7 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.config.lstm import LstmConfig
-from pipeline.models.recall import PIECE_ELEMENTS, Recall, build_recall
+from pipeline.config.schema import OptimizerConfig
+from pipeline.models.recall import (
+    PIECE_ELEMENTS,
+    AdditiveRecall,
+    Recall,
+    attend_additively,
+    build_recall,
+)
+from pipeline.training.engine import parameter_groups
 
 FORMS = ["scaled_dot", "dot", "additive"]
 TOKENS, WIDTH = 9, 12
@@ -54,7 +62,7 @@ def recall_one(recall: Any, form: str, x_SD: Tensor) -> Tensor:
     else:
         query_DD, key_DD = recall.query_key.weight.chunk(2)
         scores_S = torch.stack(
-            [recall.score_1D[0].dot((query_DD @ x_D + key_DD @ past_D).tanh()) for past_D in x_SD]
+            [recall.score_D.dot((query_DD @ x_D + key_DD @ past_D).tanh()) for past_D in x_SD]
         )
     context_D = sum(w * past_D for w, past_D in zip(scores_S.softmax(0), x_SD, strict=True))
     return (recall.combine.weight @ torch.cat((context_D, x_D))).tanh()
@@ -116,6 +124,54 @@ def test_states_read_in_pieces_recall_what_they_do_at_once(
     assert {part_BSD.shape[1] for part_BSD in past} == {min(window_tokens or TOKENS, TOKENS)}
 
 
+def test_the_vector_of_additive_attention_starts_as_a_matrix_and_does_not_decay() -> None:
+    config = LstmConfig(width=WIDTH, heads=3, attention="additive")
+    recall = build_recall(config)
+    assert isinstance(recall, AdditiveRecall)
+    recall.initialize(torch.Generator().manual_seed(7), 0.5)
+    generator = torch.Generator().manual_seed(7)
+    drawn = [
+        torch.nn.init.normal_(torch.empty(WIDTH, 2 * WIDTH), std=0.01, generator=generator),
+        *(
+            torch.nn.init.xavier_uniform_(torch.empty(rows, WIDTH), generator=generator)
+            for rows in (WIDTH, WIDTH, 1)
+        ),
+    ]
+    assert torch.equal(recall.combine.weight, drawn[0])
+    assert torch.equal(recall.query_key.weight, torch.cat(drawn[1:3]))
+    assert torch.equal(recall.score_D, drawn[3][0])
+    decayed, spared = parameter_groups(recall, OptimizerConfig())
+    assert [id(p) for p in spared["params"]] == [id(recall.score_D)]
+    assert spared["weight_decay"] == 0.0
+    assert len(decayed["params"]) == 2
+
+
+def test_additive_attention_takes_its_softmax_in_float32() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(2, 5, WIDTH), (2, 7, WIDTH), (2, 7, WIDTH), (WIDTH,)]
+    given = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    with SoftmaxTypes() as seen:
+        context_BAD = attend_additively(*given, None)
+    assert seen.dtypes == {torch.float32}
+    assert context_BAD.dtype == torch.bfloat16
+    exact_BAD = attend_additively(*(part.double() for part in given), None)
+    torch.testing.assert_close(context_BAD.double(), exact_BAD, rtol=0.0, atol=0.03)
+
+
+class SoftmaxTypes(TorchDispatchMode):
+    """Notes the types that softmaxes give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "softmax" in str(func):
+            self.dtypes.add(result.dtype)
+        return result
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes the size of the largest tensor that any operation gives, backward included."""
 
@@ -147,7 +203,7 @@ def test_additive_attention_in_pieces_equals_it_whole_and_never_holds_it(
     seen_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
     if window_tokens is not None:
         seen_TT = seen_TT.triu(1 - window_tokens)
-    scores_BTS = (q_BTD.unsqueeze(2) + k_BTD.unsqueeze(1)).tanh() @ recall.score_1D[0]
+    scores_BTS = (q_BTD.unsqueeze(2) + k_BTD.unsqueeze(1)).tanh() @ recall.score_D
     weights_BTS = scores_BTS.masked_fill(~seen_TT, -torch.inf).softmax(dim=2)
     combined_BTD = torch.cat((weights_BTS @ x_BTD, x_BTD), dim=2) @ recall.combine.weight.T
     assert_equal(recall, x_BTD, actual_BTD, combined_BTD.tanh())

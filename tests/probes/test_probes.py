@@ -11,7 +11,7 @@ from pipeline.config.load import load_study
 from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.probes import PROBES
 from pipeline.probes.execute import find_probe, run_probe
-from pipeline.probes.params import check_probe
+from pipeline.probes.params import at_stage, check_probe
 from pipeline.study.estimate import state_bytes_formula
 from pipeline.study.plan import plan_study
 from pipeline.tracking.store import ProbeResult, read_probe_result, read_verdict
@@ -165,6 +165,12 @@ def test_a_probe_that_cannot_run_is_refused_before_any_process_starts(
     runs = {family: small_run(family) for family in MODELS}
     with pytest.raises(ConfigError, match=message):
         check_probe(probe, params, runs, 2)
+
+
+def test_a_compiled_run_is_measured_at_every_stage() -> None:
+    run = small_run("gpt", 1, train={"compile": True})
+    check_probe("model_state", {}, {"gpt": run}, 2)
+    assert [at_stage(run, stage).train.compile for stage in range(4)] == [True, True, True, False]
 
 
 def test_the_probes_of_the_quickstart_can_run() -> None:

@@ -66,13 +66,60 @@ def test_each_rank_traces_the_named_steps_and_mlflow_shows_them(
     assert [Path(artifact.path).name for artifact in artifacts] == names
 
 
+def test_each_part_of_a_run_names_the_steps_that_it_traced(tmp_path: Path) -> None:
+    ranks = RankContext(
+        rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu")
+    )
+    for part in (range(1, 4), range(4, 8), range(8, 9)):
+        with StepProfiler(tmp_path, (2, 6), ranks) as profiler:
+            for step in part:
+                profiler.begin(step)
+                profiler.end(step)
+    names = sorted(path.name for path in (tmp_path / "profile").iterdir())
+    assert names == ["trace-steps-2-3-rank-0.json.gz", "trace-steps-4-6-rank-0.json.gz"]
+
+
 @pytest.mark.slow
-def test_a_run_that_stops_between_the_steps_leaves_a_trace(one_rank: RankPool, runs: Runs) -> None:
-    run_dir = runs.make("run", every_step("gpt", 0, profile={"steps": "2..9"}))
+def test_a_run_that_stops_between_the_steps_leaves_a_trace_of_each_part(
+    one_rank: RankPool, runs: Runs
+) -> None:
+    run_dir = runs.make("run", every_step("gpt", 0, profile={"steps": "2..6"}))
     one_rank.run(train_rank, run_dir, 3)
-    (path,) = (run_dir / "profile").iterdir()
-    steps = [e for e in read_trace(path) if "Optimizer.step" in e["name"]]
-    assert len(steps) == 2
+    one_rank.run(train_rank, run_dir, 7)
+    one_rank.run(train_rank, run_dir)
+    first, second = sorted((run_dir / "profile").iterdir())
+    assert first.name == "trace-steps-2-3-rank-0.json.gz"
+    assert second.name == "trace-steps-4-6-rank-0.json.gz"
+    assert num_optimizer_calls(first) == 2
+    assert num_optimizer_calls(second) == 3
+
+
+def num_optimizer_calls(path: Path) -> int:
+    return sum("Optimizer.step" in event["name"] for event in read_trace(path))
+
+
+def num_recorded_allocations() -> int:
+    snapshot = torch.cuda.memory._snapshot()
+    return sum(map(len, snapshot["device_traces"]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("step", [1, 5])
+def test_memory_is_recorded_only_where_steps_lie_ahead(tmp_path: Path, step: int) -> None:
+    """The run is resumed before the steps, and behind them; it stops before any is traced."""
+    ranks = RankContext(
+        rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cuda", 0)
+    )
+    before = num_recorded_allocations()
+    with StepProfiler(tmp_path, (3, 4), ranks) as profiler:
+        profiler.begin(step)
+        torch.ones(1000, device="cuda").sum()
+        assert (num_recorded_allocations() > before) == (step == 1)
+        profiler.end(step)
+    stopped = num_recorded_allocations()
+    torch.ones(1000, device="cuda").sum()
+    assert num_recorded_allocations() <= stopped
+    assert not (tmp_path / "profile").exists()
 
 
 @pytest.mark.gpu
