@@ -86,8 +86,8 @@ def our_step(config: LstmConfig, shape: Shape) -> Callable[[], None]:
     return training_step(model, lambda: model(inputs_BT, labels_BT).sum() / inputs_BT.numel())
 
 
-def part_step(kind: str, shape: Shape) -> Callable[[], None]:
-    """Give a step through one kind of sub-layer of ours, all of its kind in the model."""
+def build_part(kind: str, shape: Shape) -> nn.ModuleList:
+    """Give the sub-layers of one kind, all that our model has."""
     model = build_model(OURS_BESIDE_BARE, shape.vocab_size, 0)
     assert isinstance(model, LstmAttentionLM)
     layers: list[Any] = list(model.layers)
@@ -101,7 +101,11 @@ def part_step(kind: str, shape: Shape) -> Callable[[], None]:
         ],
         "feed_forward": [layer.feed_forward for layer in layers],
     }
-    parts = nn.ModuleList(chosen[kind])
+    return nn.ModuleList(chosen[kind])
+
+
+def part_step(parts: nn.ModuleList, shape: Shape) -> Callable[[], None]:
+    """Give a step through sub-layers, each on an input of its own."""
     x_BTD = torch.randn(shape.num_samples, shape.num_tokens, OURS_BESIDE_BARE.width)
     slope_BTD = torch.randn_like(x_BTD)
 

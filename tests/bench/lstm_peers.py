@@ -38,6 +38,7 @@ from tests.bench.lstm_contenders import (
     OURS_BESIDE_BARE,
     OURS_BESIDE_EXAMPLE,
     bare_step,
+    build_part,
     example_model,
     example_step,
     head_products,
@@ -47,6 +48,8 @@ from tests.bench.lstm_contenders import (
 from tests.bench.timing import Spread, cpu_model, own_versions
 
 WARMUP_ROUNDS = 2
+PARTS = ("attention", "norms", "feed_forward")
+"""What ours has and bare layers lack."""
 TARGET_OVER_BARE = 0.9
 TARGET_OVER_EXAMPLE = 1.5
 
@@ -103,9 +106,9 @@ class Comparison:
 
 def beside_bare(rounds: int, clock: Callable[[], float]) -> Comparison:
     """Compare with bare layers and a bare head."""
-    parts = ("attention", "norms", "feed_forward")
+    parts = {kind: part_step(build_part(kind, BARE), BARE) for kind in PARTS}
     steps = {"ours": our_step(OURS_BESIDE_BARE, BARE), "bare": bare_step(BARE)}
-    seconds = measure(steps | {part: part_step(part, BARE) for part in parts}, rounds, clock)
+    seconds = measure(steps | parts, rounds, clock)
     kept = seconds["ours"].median - sum(seconds[part].median for part in parts)
     return Comparison(
         name="ours beside bare nn.LSTM layers; attention, norms and feed-forward taken off",

@@ -3,9 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from tests.bench.lstm_contenders import OURS_BESIDE_EXAMPLE, Shape, load_example, part_step
-from tests.bench.lstm_peers import CLOCKS, Comparison, measure
+from tests.bench.lstm_contenders import (
+    OURS_BESIDE_BARE,
+    OURS_BESIDE_EXAMPLE,
+    Shape,
+    build_part,
+    load_example,
+    part_step,
+)
+from tests.bench.lstm_peers import CLOCKS, PARTS, Comparison, measure
 from tests.bench.timing import Spread
 
 
@@ -17,11 +26,28 @@ def test_each_round_begins_with_the_next_contender() -> None:
     assert set(spreads) == set(steps)
 
 
-@pytest.mark.parametrize("kind", ["attention", "norms", "feed_forward"])
-def test_a_part_takes_a_whole_step(kind: str) -> None:
-    step = part_step(kind, Shape(vocab_size=16, num_samples=1, num_tokens=4))
-    step()
-    step()
+TINY = Shape(vocab_size=16, num_samples=1, num_tokens=4)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_each_step_of_a_part_updates_all_that_it_has(kind: str) -> None:
+    parts = build_part(kind, TINY)
+    step = part_step(parts, TINY)
+    for _ in range(2):
+        before = [parameter.detach().clone() for parameter in parts.parameters()]
+        step()
+        for old, parameter in zip(before, parts.parameters(), strict=True):
+            assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 0.0
+            assert not torch.equal(old, parameter)
+
+
+def test_the_parts_are_all_that_ours_has_beside_bare_layers() -> None:
+    counts = [p.numel() for kind in PARTS for p in build_part(kind, TINY).parameters()]
+    bare = nn.LSTM(OURS_BESIDE_BARE.width, OURS_BESIDE_BARE.width, OURS_BESIDE_BARE.depth)
+    layers = sum(parameter.numel() for parameter in bare.parameters())
+    ours = OURS_BESIDE_BARE.num_parameters(TINY.vocab_size).non_embedding
+    assert sum(counts) + layers == ours
 
 
 @pytest.mark.parametrize(("ratio", "is_met"), [(0.89, False), (0.9, True)])

@@ -9,10 +9,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.gpt import GptConfig
@@ -21,6 +19,7 @@ from pipeline.config.model_base import mean_attended_tokens
 from pipeline.config.schema import TrainConfig
 from pipeline.models import build_model
 from pipeline.models.execution import set_execution
+from tests.models.counting import ProductChain, saved_bytes
 
 VOCAB = 40
 SIZE = {"width": 16, "depth": 2, "heads": 2}
@@ -88,49 +87,12 @@ def test_palm_flops_of_a_window_to_both_sides_are_those_of_all_that_it_spans(
     assert config.flops_per_token(0, 1024, "palm") == expected
 
 
-class ProductChain(TorchDispatchMode):
-    """Traces how many matrix products stand behind each tensor, one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lengths: dict[int, int] = {}
-        self.alive: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        result = func(*args, **(kwargs or {}))
-        length = max((self.lengths.get(id(tensor), 0) for tensor in given), default=0)
-        length += str(func).startswith(("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"))
-        for tensor in tree_leaves(result):
-            self.lengths[id(tensor)] = length
-            self.alive.append(tensor)
-        return result
-
-
 @every_gpt
 def test_dependent_products_equal_the_traced_chain(config: GptConfig) -> None:
     model = build_model(config, VOCAB, seed=0)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), ProductChain() as chain:
         logits_BTV = model.logits(tokens_of(1)[0])
-    assert config.dependent_products(TOKENS) == chain.lengths[id(logits_BTV)]
-
-
-def saved_bytes(model: nn.Module) -> int:
-    """Bytes of the distinct storages behind what autograd holds, parameters left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    held: dict[int, int] = {}
-    alive = []
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        alive.append(tensor)
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(*tokens_of(SAMPLES))
-    return sum(held.values())
+    assert config.dependent_products(TOKENS) == chain.of(logits_BTV)
 
 
 @every_gpt
@@ -139,7 +101,7 @@ def test_activation_bytes_equal_what_autograd_holds(config: GptConfig, again: bo
     model = build_model(config, VOCAB, seed=0)
     set_execution(model, TrainConfig(activation_checkpointing=again))
     expected = config.activation_bytes(SAMPLES, TOKENS, VOCAB, 4, activation_checkpointing=again)
-    assert expected == saved_bytes(model)
+    assert expected == saved_bytes(model, *tokens_of(SAMPLES))
 
 
 GPT2_SIZES = {

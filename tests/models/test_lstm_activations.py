@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.config.lstm import LstmConfig
 from pipeline.config.schema import TrainConfig
 from pipeline.models import build_model
 from pipeline.models.execution import set_execution
-from pipeline.models.lstm import LstmAttentionLM
+from tests.models.counting import saved_bytes
 
 SIZE = {"width": 128, "depth": 2, "heads": 2}
 SAMPLES, TOKENS, VOCAB = 2, 32, 50
@@ -47,23 +46,9 @@ KERNELS: list[dict[str, Any]] = [
 """What oneDNN's own workspace or a first step without a past makes a few percent of."""
 
 
-def saved_bytes(model: LstmAttentionLM) -> int:
-    """Bytes of the distinct storages behind what autograd holds, parameters left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    held: dict[int, int] = {}
-    alive = []
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        alive.append(tensor)
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+def draw_batch() -> tuple[Tensor, Tensor]:
     tokens = torch.randint(VOCAB, (SAMPLES, TOKENS + 1))
-    with saved_tensors_hooks(note, lambda tensor: tensor):
-        model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-    return sum(held.values())
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
 @pytest.mark.parametrize(
@@ -74,9 +59,8 @@ def test_activations_are_those_that_autograd_holds(
 ) -> None:
     config = LstmConfig.model_validate({**SIZE, **fields})
     model = build_model(config, VOCAB, seed=0)
-    assert isinstance(model, LstmAttentionLM)
     expected = config.activation_bytes(SAMPLES, TOKENS, VOCAB, bytes_per_value=4)
-    assert expected == pytest.approx(saved_bytes(model), rel=tolerance)
+    assert expected == pytest.approx(saved_bytes(model, *draw_batch()), rel=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +74,6 @@ def test_activations_are_those_that_autograd_holds(
 def test_layers_that_run_again_keep_their_inputs_only(fields: dict[str, Any]) -> None:
     config = LstmConfig.model_validate({**SIZE, **fields})
     model = build_model(config, VOCAB, seed=0)
-    assert isinstance(model, LstmAttentionLM)
     set_execution(model, TrainConfig(activation_checkpointing=True))
     expected = config.activation_bytes(SAMPLES, TOKENS, VOCAB, 4, activation_checkpointing=True)
-    assert expected == pytest.approx(saved_bytes(model), rel=0.005)
+    assert expected == pytest.approx(saved_bytes(model, *draw_batch()), rel=0.005)

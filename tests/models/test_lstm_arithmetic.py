@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.lstm import LstmConfig
 from pipeline.config.model_base import mean_attended_tokens
 from pipeline.models import build_model
 from pipeline.models.lstm import LstmAttentionLM
+from tests.models.counting import ProductChain
 
 VOCAB = 40
 SIZE = {"width": 16, "depth": 2, "heads": 2}
@@ -114,31 +113,6 @@ def test_the_palm_convention_counts_every_score(
     )
     palm = config.flops_per_token(VOCAB, TOKENS, convention="palm")
     assert palm == pytest.approx(without + 12 * config.width * seen)
-
-
-class ProductChain(TorchDispatchMode):
-    """Traces how many matrix products stand behind each tensor, one after the other."""
-
-    PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lengths: dict[int, int] = {}
-        self.alive: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        result = func(*args, **(kwargs or {}))
-        length = max((self.lengths.get(id(tensor), 0) for tensor in given), default=0)
-        length += str(func).startswith(self.PRODUCTS)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.lengths[id(tensor)] = length
-                self.alive.append(tensor)
-        return result
-
-    def of(self, tensor: Tensor) -> int:
-        return self.lengths[id(tensor)]
 
 
 @every_arm
