@@ -1,4 +1,4 @@
-"""From splits to the documents whose text stood earlier, as three stages of Ray Data tasks.
+"""From splits to the documents whose text stood earlier, as three stages of Ray tasks.
 
 One task a split writes signatures to a file; one task a band pairs the documents that agree in it;
 the calling process joins pairs to groups. Of a group the first document in the order of the splits

@@ -1,4 +1,4 @@
-"""From a data config to a prepared directory; Ray Data tasks make its shards."""
+"""From a data config to a prepared directory; Ray tasks make its shards."""
 
 import fcntl
 from collections.abc import Iterator

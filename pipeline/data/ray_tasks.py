@@ -1,12 +1,12 @@
-"""From a function and its items to results, as Ray Data tasks on a cluster or a local Ray."""
+"""From a function and its items to results, as Ray tasks on a cluster or a local Ray."""
 
-import logging
 import os
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pipeline.data.ray_surroundings import (
     check_answers,
@@ -19,6 +19,10 @@ from pipeline.errors import DataError
 
 OBJECT_STORE_BYTES = 200 << 20
 """Of a local Ray; only manifest rows travel through it."""
+
+SUBMITTED_PER_CPU = 4
+MIN_SUBMITTED = 64
+"""Tasks that Ray holds at a time: no worker waits, and they are few beside the splits."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,7 +93,9 @@ def run_each(
 ) -> Iterator[Result]:
     """Run a function once for each item, one task each, and yield results as they come.
 
-    Items and results are small: they travel through Ray, what they describe does not.
+    Items and results are small: they travel through Ray, what they describe does not. More tasks
+    are submitted than CPUs are there, so that a worker that ends one finds the next waiting, and
+    a cluster that grows sees what is left. A task whose worker dies is run again.
 
     Args:
         function: Called in a worker; it and the items are pickled.
@@ -99,27 +105,34 @@ def run_each(
     Raises:
         DataError: A task failed; the message is the one of `explain`.
     """
-    import ray.data
+    import ray
     import ray.exceptions
 
-    def run(row: dict[str, Any]) -> dict[str, Any]:
+    def run(item: Item) -> tuple[Result | None, str | None]:
         try:
-            return {"result": function(row["item"]), "error": None}
+            return function(item), None
         except Exception as exc:  # Ray would hand over a traceback as text instead of this message
-            return {"result": None, "error": explain(exc)}
+            return None, explain(exc)
 
-    rows = [{"item": item} for item in items]
-    if not rows:
-        return
+    task = ray.remote(run)
+    waiting = deque(items)
+    num_cpus = int(ray.cluster_resources().get("CPU", 0))
+    window = max(MIN_SUBMITTED, SUBMITTED_PER_CPU * num_cpus)
+    submitted: list[ray.ObjectRef[Any]] = []
     try:
-        with _quiet_ray_data():
-            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run)
-            for row in dataset.iter_rows():
-                if row["error"] is not None:
-                    raise DataError(row["error"])
-                yield row["result"]
+        while waiting or submitted:
+            while waiting and len(submitted) < window:
+                submitted.append(task.remote(waiting.popleft()))
+            done, submitted = ray.wait(submitted)
+            for result, error in ray.get(done):
+                if error is not None:
+                    raise DataError(error)
+                yield cast("Result", result)
     except ray.exceptions.RayError as exc:
         raise DataError(f"a data task was lost: {str(exc).splitlines()[0]}") from exc
+    finally:
+        for reference in submitted:
+            ray.cancel(reference)
 
 
 def explain_failure(directory: Path, exc: Exception) -> str:
@@ -129,20 +142,3 @@ def explain_failure(directory: Path, exc: Exception) -> str:
     if isinstance(exc, OSError):
         return f"cannot write to {directory}: {exc.strerror or exc}"
     return f"a data task failed: {''.join(traceback.format_exception(exc))}"
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    before = context.enable_progress_bars, context.print_on_execution_start
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.print_on_execution_start = before
-        logger.setLevel(level)
