@@ -1,6 +1,8 @@
 """From an exported directory, or a Llama or GPT-2 of `transformers`, to a model of ours."""
 
 import json
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import CheckpointError
 from pipeline.inference.export import CONFIG_NAME
 from pipeline.inference.tensor_files import (
+    TensorEntry,
     TensorReader,
     check_entries,
     fill_parameters,
@@ -70,6 +73,7 @@ def load_exported_model(directory: Path) -> LanguageModel:
         try:
             require_counts(tree, ("vocab_size",), str(origin))
             config: ModelConfig = TypeAdapter(ModelConfig).validate_python(tree["tandem"])
+            _check_size(config, tree["vocab_size"], entries, origin)
             model = build_model(config, tree["vocab_size"], seed=0)
         except (ValidationError, KeyError) as exc:
             raise CheckpointError(f"{origin} describes no model of this version: {exc}") from exc
@@ -81,12 +85,29 @@ def load_exported_model(directory: Path) -> LanguageModel:
         )
         return model
     architecture, gpt = from_config(tree, str(origin))
+    _check_size(gpt, tree["vocab_size"], entries, origin)
     model = build_model(gpt, tree["vocab_size"], seed=0)
     mapping = rules(architecture, gpt)
     shapes = their_shapes({n: tuple(p.shape) for n, p in model.named_parameters()}, mapping)
     check_entries(entries, shapes, str(directory))
     fill_parameters(model, from_transformers(TensorReader(entries), mapping))
     return model
+
+
+def _check_size(
+    config: ModelConfig, vocab_size: int, entries: Mapping[str, TensorEntry], origin: Path
+) -> None:
+    """Refuse a config of far more parameters than are stored, before memory is taken for them.
+
+    Smaller differences are named by tensor once the model is there to compare with.
+    """
+    needed = config.num_parameters(vocab_size).total
+    stored = sum(prod(entry.shape) for entry in entries.values())
+    if needed > 2 * stored:
+        raise CheckpointError(
+            f"{origin} describes a model of {needed:,} parameters, and the safetensors files "
+            f"beside it hold {stored:,}; take the config that was written with them"
+        )
 
 
 def _load_codec(directory: Path) -> TextCodec:

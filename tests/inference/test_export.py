@@ -276,6 +276,9 @@ def test_a_damaged_export_is_refused_by_file_and_tensor(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor .* has shape \[40, 16"):
         load_export(bad)
+    (bad / "config.json").write_text(text.replace('_layers": 2', '_layers": 1000000'))
+    with pytest.raises(CheckpointError, match=r"config\.json describes a model of [\d,]{13,} para"):
+        load_export(bad)
     for vocab_size in ("-3", '"9"', "2.5"):
         (bad / "config.json").write_text(
             f'{{"model_type": "tandem", "tandem": {{"family": "gpt"}}, "vocab_size": {vocab_size}}}'
