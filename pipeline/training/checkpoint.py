@@ -34,6 +34,7 @@ from pipeline.training.checkpoint_files import (
 from pipeline.training.distributed import RankContext, gather_json
 from pipeline.training.engine import Engine
 from pipeline.training.guard import SkippedSteps
+from pipeline.training.phases import enter
 from pipeline.training.randomness import random_state, set_random_state
 
 KINDS: tuple[Kind, ...] = ("weights", "exp_avg", "exp_avg_sq")
@@ -207,7 +208,9 @@ class Checkpointer:
         if final.exists():
             # A damaged one of this step, which an earlier attempt passed over.
             _discard(final)
+        enter("checkpoint.rename", state.step)
         temporary.rename(final)
+        enter("checkpoint.commit", state.step)
         sync_directory(self._root)
         found = list_checkpoints(self._run_dir)
         position = found.index(final)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError
 from pipeline.training.engine import EngineState
+from pipeline.training.phases import enter
 
 SCHEMA_VERSION: Literal[2] = 2
 DIRECTORY = "checkpoints"
@@ -208,6 +209,7 @@ def write_tensors(path: Path, kind: Kind, tensors: Mapping[str, torch.Tensor]) -
     except SafetensorError as exc:
         # The library wraps a full disk in an error of its own.
         raise OSError(f"cannot write {path}: {exc}") from exc
+    enter("checkpoint.write")
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return FileRecord(
