@@ -130,6 +130,8 @@ def config_hash(run: RunConfig) -> str:
     tree = run.model_dump(mode="json", exclude=set(PLACE_FIELDS))
     for key in ("output_dir", "prepared_dir"):
         tree["data"].pop(key)
+    # A run that was ended by its watchdog must be able to go on with a more patient one.
+    tree["guard"].pop("watchdog_seconds")
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,11 +6,14 @@ cannot look like a hang. Each rank writes its own file, in two records of fixed 
 
 import json
 import os
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-RECORD_BYTES = 128
+RECORD_BYTES = 256
 """Longer than either record; a record is written in one call, padded with spaces."""
+OF_SOME_RANKS = ("track.log", "checkpoint.write", "checkpoint.rename", "checkpoint.commit")
+"""Phases that not every rank enters equally often, so that they cannot tell who is behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,9 @@ class Member:
     """Which process a rank is."""
 
     rank: int
+    host: str
+    attempt: int
+    """Which start of the run, from 1."""
     pid: int
     started_ticks: int
     """When the kernel started it, since boot: another process may get the same pid later."""
@@ -39,32 +45,37 @@ class Member:
 class Heartbeat:
     """Writes the file of one rank; use `close` at its end."""
 
-    def __init__(self, path: Path, rank: int) -> None:
+    def __init__(self, directory: Path, rank: int, attempt: int) -> None:
         """Create the file, in place of one that an earlier attempt left.
 
         Args:
-            path: The file; its directory exists.
+            directory: Holds the files of all ranks; made where it is missing.
             rank: This rank.
+            attempt: Which start of the run this is, from 1.
         """
-        self._path = path
+        directory.mkdir(exist_ok=True)
+        host = socket.gethostname()
+        self._path = path = directory / f"{host}.{rank}"
         # Written whole before it has its name, so that the watchdog never reads half a record.
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         pid = os.getpid()
-        member = Member(rank=rank, pid=pid, started_ticks=started_ticks(pid) or 0)
+        member = Member(
+            rank=rank, host=host, attempt=attempt, pid=pid, started_ticks=started_ticks(pid) or 0
+        )
         self._count, self._step, self._position = 0, 0, 0
         self._put(json.dumps(asdict(member)), 0)
         self._put(json.dumps(asdict(Beat())), RECORD_BYTES)
         temporary.replace(path)
 
-    def beat(self, step: int, phase: str, *, is_of_all: bool) -> None:
+    def beat(self, step: int, phase: str) -> None:
         """Say that a phase begins.
 
         Args:
             step: The optimizer step in progress.
             phase: Its name.
-            is_of_all: Whether every rank enters it as often as this one.
         """
+        is_of_all = phase not in OF_SOME_RANKS
         before = self._position if step == self._step else 0
         self._count, self._step, self._position = self._count + 1, step, before + is_of_all
         # Formatted by hand, because this runs some ten times in a step of perhaps milliseconds.
@@ -82,17 +93,24 @@ class Heartbeat:
         os.pwrite(self._descriptor, record.encode().ljust(RECORD_BYTES - 1) + b"\n", offset)
 
 
-def read_heartbeat(path: Path) -> tuple[Member, Beat] | None:
-    """Read a rank's file; None where it is gone.
+def read_heartbeats(directory: Path) -> dict[int, tuple[Member, Beat]]:
+    """Read the files of all ranks of the newest attempt, of other hosts as well, by rank.
 
-    Raises:
-        ValueError: It holds something else.
+    A rank that died leaves its file; whether it lives is known on its own host alone.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return None
-    return Member(**json.loads(lines[0])), Beat(**json.loads(lines[1]))
+    found = []
+    for path in sorted(directory.glob("[!.]*")):
+        try:
+            first, second, _ = path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            continue
+        found.append((Member(**json.loads(first)), Beat(**json.loads(second))))
+    newest = max((member.attempt for member, _ in found), default=0)
+    return {
+        member.rank: (member, beat)
+        for member, beat in sorted(found, key=lambda pair: pair[0].rank)
+        if member.attempt == newest
+    }
 
 
 def started_ticks(pid: int) -> int | None:

@@ -15,9 +15,6 @@ from pipeline.data.loader import TokenBatch
 from pipeline.training.faults import FaultPlan, Phase, load_plan
 from pipeline.training.heartbeat import Heartbeat
 
-OF_SOME_RANKS = ("track.log", "checkpoint.write", "checkpoint.rename", "checkpoint.commit")
-"""Phases that not every rank passes equally often, so that they cannot tell who is behind."""
-
 
 class Scalable(Protocol):
     """A number or a tensor."""
@@ -48,7 +45,7 @@ class Follower:
         # A checkpoint that is written by a thread of its own must not pass for progress.
         if threading.get_ident() == self._thread:
             self.step = self.step if step is None else step
-            self._heartbeat.beat(self.step, phase, is_of_all=phase not in OF_SOME_RANKS)
+            self._heartbeat.beat(self.step, phase)
         if self.faults is not None:
             self.faults.strike(phase, self.step if step is None else step)
 

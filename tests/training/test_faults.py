@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.training.faults import ALLOW_VARIABLE, PLAN_VARIABLE, load_plan
-from pipeline.training.heartbeat import Heartbeat, read_heartbeat, started_ticks
+from pipeline.training.heartbeat import Heartbeat, read_heartbeats, started_ticks
 from pipeline.training.phases import altered, enter, following
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,9 +36,9 @@ def set_plan(patch: pytest.MonkeyPatch, path: Path, *faults: dict[str, Any]) -> 
 
 @contextmanager
 def followed(run_dir: Path, attempt: int = 1) -> Iterator[Path]:
-    heartbeat = Heartbeat(run_dir / "heartbeat", 0)
+    heartbeat = Heartbeat(run_dir / "heartbeats", 0, attempt)
     with following(run_dir, heartbeat, attempt):
-        yield run_dir / "heartbeat"
+        yield run_dir / "heartbeats"
     heartbeat.close()
 
 
@@ -162,19 +162,22 @@ def test_a_plan_needs_an_allowance_and_a_place_outside_the_run(
 
 
 def test_a_heartbeat_counts_phases_and_tells_who_is_behind(run_dir: Path) -> None:
-    with followed(run_dir) as path:
+    with followed(run_dir) as directory:
         enter("data.next", 4)
         enter("track.log")
         enter("forward")
-        found = read_heartbeat(path)
-        assert found is not None
-        member, beat = found
-        assert (member.rank, member.pid) == (0, os.getpid())
+        member, beat = read_heartbeats(directory)[0]
+        assert (member.rank, member.pid, member.attempt) == (0, os.getpid(), 1)
         assert member.started_ticks == started_ticks(os.getpid())
         # The log is written by rank 0 alone, so it does not put rank 0 ahead.
         assert (beat.step, beat.position, beat.count, beat.phase) == (4, 2, 3, "forward")
         enter("data.next", 5)
-        found = read_heartbeat(path)
-        assert found is not None
-        assert (found[1].step, found[1].position, found[1].count) == (5, 1, 4)
-    assert read_heartbeat(path) is None
+        _, beat = read_heartbeats(directory)[0]
+        assert (beat.step, beat.position, beat.count) == (5, 1, 4)
+    assert read_heartbeats(directory) == {}
+
+
+def test_files_of_an_earlier_attempt_tell_nothing(tmp_path: Path) -> None:
+    Heartbeat(tmp_path, 1, 1)
+    Heartbeat(tmp_path, 0, 2)
+    assert list(read_heartbeats(tmp_path)) == [0]
