@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.preparing import Prepare
-from pipeline.config.load import config_hash, dump_yaml, read_run
+from pipeline.config.load import dump_yaml, lineage_hash, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.tracking.atomic import write_text_atomic
@@ -67,7 +67,7 @@ def check_owner(run_dir: Path, run: RunConfig) -> None:
     if not (run_dir / "run.yaml").exists():
         return
     owner = read_run(run_dir)
-    if config_hash(owner) == config_hash(run):
+    if lineage_hash(owner) == lineage_hash(run):
         return
     differences = list_differences(owner.model_dump(mode="json"), run.model_dump(mode="json"))
     shown = [line for line in differences if not line.startswith(PLACES)]

@@ -20,8 +20,8 @@ from pipeline.errors import ConfigError
 
 __all__ = [
     "RUN_FILE", "STUDY_FILE",
-    "apply_overrides", "build_run", "config_hash", "dump_yaml", "load_cluster", "load_run",
-    "load_study", "merge", "read_run", "read_study", "read_yaml", "validate",
+    "apply_overrides", "build_run", "config_hash", "dump_yaml", "lineage_hash", "load_cluster",
+    "load_run", "load_study", "merge", "read_run", "read_study", "read_yaml", "validate",
 ]  # fmt: skip
 
 RUN_FILE = "run.yaml"
@@ -30,6 +30,11 @@ STUDY_FILE = "study.yaml"
 PLACE_FIELDS = ("name", "output_dir", "tracking", "profile")
 """Run fields that say where results go and what is looked at, not what they are; left out of the
 config hash."""
+
+
+LAYOUT_FIELDS = ("zero", "checkpoint")
+"""Run fields that say where the state of training lies and when it is saved: a run that is resumed
+may change them, as it may change its world size."""
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -127,7 +132,16 @@ def dump_yaml(config: BaseModel) -> str:
 
 def config_hash(run: RunConfig) -> str:
     """Give the sha256 of what a run computes; where its results stand does not count."""
-    tree = run.model_dump(mode="json", exclude=set(PLACE_FIELDS))
+    return _hash_without(run, PLACE_FIELDS)
+
+
+def lineage_hash(run: RunConfig) -> str:
+    """Give the sha256 of what a run's losses follow from, equal for all that may go on from it."""
+    return _hash_without(run, (*PLACE_FIELDS, *LAYOUT_FIELDS))
+
+
+def _hash_without(run: RunConfig, fields: tuple[str, ...]) -> str:
+    tree = run.model_dump(mode="json", exclude=set(fields))
     for key in ("output_dir", "prepared_dir"):
         tree["data"].pop(key)
     # A run that was ended by its watchdog must be able to go on with a more patient one.

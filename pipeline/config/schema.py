@@ -171,7 +171,18 @@ class CheckpointConfig(Section):
     """When canonical checkpoints are written and how many stay."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; None writes one at the end or at a stop only."""
+    """Steps between checkpoints; None and no `every_seconds` writes one at the end or at a stop
+    only."""
+    every_seconds: float | None = Field(default=None, gt=0.0)
+    """Seconds from the begin of one checkpoint to that of the next, by the clock of rank 0 at the
+    end of a step; beside `every_steps`, whichever comes first."""
+    asynchronous: bool = True
+    """Whether files are written beside training, which then waits only for the copy to the CPU. On
+    by default, as what is saved is the same; it costs that copy's memory, 12 bytes a parameter
+    over all ranks, until the files are written."""
+    store: str | None = None
+    """URL of an object store that holds the checkpoints, as in s3://bucket/run, for hosts without a
+    shared directory; a run needs one of its own. None keeps them in the run directory."""
     keep: int = Field(default=2, ge=2)
     """Newest checkpoints kept; never below two, so that a damaged one has a predecessor."""
 

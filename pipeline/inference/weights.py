@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config.load import RUN_FILE, config_hash, read_run
+from pipeline.config.load import RUN_FILE, lineage_hash, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import ShardManifest
 from pipeline.errors import CheckpointError
@@ -183,7 +183,7 @@ def check_belongs(
             f"{checkpoint} was trained on data {manifest.data_fingerprint}, its run names "
             f"{shards.fingerprint} as data.prepared_dir: its tokenizer may be another one"
         )
-    if manifest.config_hash != config_hash(run):
+    if manifest.config_hash != lineage_hash(run):
         raise CheckpointError(
             f"{checkpoint} was written by another config than the {RUN_FILE} of its run holds now, "
             f"so it may be another model; bring back the {RUN_FILE} that it was trained with"

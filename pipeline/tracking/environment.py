@@ -4,6 +4,7 @@ An allow-list: environment variables, arguments and paths never enter, so no sec
 exception is a commit, checked to be nothing but a hexadecimal number.
 """
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -60,6 +61,16 @@ def write_environment(run_dir: Path, extra: Mapping[str, Any] | None = None) -> 
     environment = {**collect_environment(), **(extra or {})}
     write_json_atomic(run_dir / ENVIRONMENT_FILE, environment)
     return environment
+
+
+def code_hash() -> str:
+    """Give the sha256 over the names and texts of this package's sources, changed ones included."""
+    root = Path(pipeline.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        text = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()}:{len(text)}:".encode() + text)
+    return digest.hexdigest()
 
 
 def _package_versions() -> dict[str, str]:

@@ -77,6 +77,11 @@ class EventWriter:
         self._file: IO[bytes] = path.open("ab")
         self._file.truncate(_complete_bytes(path))
 
+    @property
+    def last_seq(self) -> int:
+        """Position of the last event in the log; -1 while it has none."""
+        return self._next_seq - 1
+
     def write(self, kind: EventKind, step: int, values: Mapping[str, Any] | None = None) -> Event:
         """Append one event, stamped with the current time.
 

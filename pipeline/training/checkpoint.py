@@ -1,43 +1,48 @@
-"""Saves and restores training on all ranks: each writes its share, rank 0 commits by a rename.
+"""Saves and restores training on all ranks: each writes its share, rank 0 commits.
 
-The order of a save: every rank writes and hashes its files in a hidden directory, all learn what
-was written, rank 0 writes the manifest and renames the directory. A process that dies anywhere
-before the rename leaves nothing that a resume would take.
+A save copies the state to the CPU, in which training waits; a thread then writes beside training,
+and the ranks agree at later step boundaries on what is done. Every collective is on the main
+thread. Until the commit nothing stands that a resume would take.
 """
 
-import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
-from pipeline.config.load import config_hash
+from pipeline.config.load import lineage_hash
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import LoaderState
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, TrainingDiverged
+from pipeline.tracking.environment import code_hash
+from pipeline.training.checkpoint_commit import (
+    candidates,
+    claim,
+    point,
+    read_pointer,
+    sweep,
+)
 from pipeline.training.checkpoint_files import (
     DIRECTORY,
     CheckpointManifest,
-    FileRecord,
-    Kind,
-    checkpoint_name,
-    find_damage,
-    list_checkpoints,
-    load_state,
-    read_manifest,
-    sync_directory,
-    write_manifest,
-    write_tensors,
+    file_damage,
+    load_stored_state,
+    read_stored_manifest,
 )
-from pipeline.training.distributed import RankContext, gather_json
+from pipeline.training.checkpoint_objects import ObjectStore
+from pipeline.training.checkpoint_save import Commit, Saver
+from pipeline.training.checkpoint_store import CheckpointStore, LocalStore
+from pipeline.training.distributed import RankContext, gather_json, sum_over_ranks
 from pipeline.training.engine import Engine
 from pipeline.training.guard import SkippedSteps
-from pipeline.training.phases import enter
-from pipeline.training.randomness import random_state, set_random_state
+from pipeline.training.randomness import set_random_state
 
-KINDS: tuple[Kind, ...] = ("weights", "exp_avg", "exp_avg_sq")
+Facts = Callable[[], Mapping[str, Any]]
+"""Gives fields for the event of a save, asked for when the save begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +53,28 @@ class TrainState:
     """Optimizer steps done, skipped ones included."""
     loader: LoaderState = field(default_factory=LoaderState)
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guards remember, as JSON; the same on every rank."""
+    event_seq: int | None = None
+    """Last event of the run's log, on the rank that writes it."""
+
+
+def open_store(run_dir: Path, run: RunConfig) -> CheckpointStore:
+    """Open where a run's checkpoints are: in its directory, or at `checkpoint.store`.
+
+    Raises:
+        CheckpointError: There is no driver for the URL.
+    """
+    if run.checkpoint.store is None:
+        return LocalStore(run_dir / DIRECTORY)
+    return ObjectStore(run.checkpoint.store)
 
 
 class Checkpointer:
-    """Writes and reads the checkpoints of one run directory; every method is collective."""
+    """Writes and reads the checkpoints of one run; every method is collective.
+
+    A context manager: at its end no writer is left.
+    """
 
     def __init__(
         self,
@@ -60,6 +83,7 @@ class Checkpointer:
         data_fingerprint: str,
         model: torch.nn.Module,
         ranks: RankContext,
+        store: CheckpointStore | None = None,
     ) -> None:
         """Plan which rank writes which parameter.
 
@@ -69,49 +93,78 @@ class Checkpointer:
             data_fingerprint: Of the shards the run reads.
             model: The model before an engine takes it, with whole parameters.
             ranks: This rank among the others.
+            store: Where checkpoints are; None opens what the run says.
         """
         self._run_dir = run_dir
-        self._root = run_dir / DIRECTORY
+        self._store = store or open_store(run_dir, run)
         self._run = run
         self._data_fingerprint = data_fingerprint
         self._ranks = ranks
         sizes = {name: p.numel() for name, p in model.named_parameters()}
         self._share = split_evenly(sizes, ranks.world_size)[ranks.rank]
         self._names = set(sizes)
+        self._code_hash = code_hash()
+        self._saver = Saver(self._store, ranks, run.checkpoint.keep)
+        self._token: str | None = None
         self._saved_step: int | None = None
+        self._begun = time.monotonic()
 
-    def save(self, engine: Engine, state: TrainState, attempt: int) -> Path:
-        """Write and commit a checkpoint, then remove later ones and those beyond `checkpoint.keep`.
+    def advance(
+        self,
+        engine: Engine,
+        state: TrainState,
+        attempt: int,
+        facts: Facts,
+    ) -> list[Commit]:
+        """Do at a step boundary what is due: learn that a save is committed, begin the next.
 
         Args:
             engine: Whose state to save.
             state: Where the run stands.
             attempt: Which start of the run this is, from 1.
+            facts: Gives fields for the event of a save that begins now.
 
         Returns:
-            The committed directory.
+            The checkpoints that were committed since the last call, on every rank.
 
         Raises:
-            CheckpointError: A rank could not write, or its weights are not finite; earlier
-                checkpoints are untouched.
+            CheckpointError: A rank could not write, its weights are not finite, or another attempt
+                owns the checkpoints; raised on all ranks, earlier checkpoints are untouched.
         """
-        final = self._root / checkpoint_name(state.step)
-        if state.step == self._saved_step:
-            return final
-        temporary = self._root / f".tmp-{final.name}-{attempt}"
-        try:
-            self._agree(lambda: self._make(temporary))
-            written = self._write_share(engine, temporary)
-            self._agree(lambda: self._commit(final, temporary, written, state, attempt))
-        except CheckpointError:
-            if self._ranks.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        self._saved_step = state.step
-        return final
+        policy = self._run.checkpoint
+        is_due = policy.every_steps is not None and state.step % policy.every_steps == 0
+        if policy.every_seconds is not None:
+            # The clock of rank 0 decides, as clocks differ.
+            is_over = time.monotonic() - self._begun >= policy.every_seconds
+            vote = float(is_over and self._ranks.rank == 0)
+            is_due = sum_over_ranks([vote], self._ranks)[0] > 0.0 or is_due
+        if not is_due:
+            return self._saver.settle(waits=False)
+        if not policy.asynchronous:
+            return self.save(engine, state, attempt, facts)
+        committed = self._saver.drain()
+        if state.step != self._saved_step:
+            self._begin(engine, state, attempt, facts())
+        return committed
+
+    def save(
+        self,
+        engine: Engine,
+        state: TrainState,
+        attempt: int,
+        facts: Facts = dict,
+    ) -> list[Commit]:
+        """Write a checkpoint of this step, unless it has one, and wait until it stands.
+
+        Args, Returns and Raises as `advance`.
+        """
+        committed = self._saver.drain()
+        if state.step != self._saved_step:
+            self._begin(engine, state, attempt, facts())
+        return committed + self._saver.drain()
 
     def restore(self, engine: Engine, on_event: Callable[[str], None]) -> TrainState | None:
-        """Continue from the newest checkpoint whose files are all intact.
+        """Continue from the checkpoint that `latest` names, else from the newest that is intact.
 
         Args:
             engine: Takes the state.
@@ -124,126 +177,122 @@ class Checkpointer:
             CheckpointError: There are checkpoints and none is intact.
             ConfigError: The checkpoint belongs to another config or other data.
         """
-        names: list[str] = gather_json([p.name for p in list_checkpoints(self._run_dir)],
-                                       self._ranks)[0]  # fmt: skip
+        self._saver.drain()
+        self._own()
+        names: list[str] = self._on_first(lambda: candidates(self._store))
         for name in names:
-            checkpoint = self._root / name
-            problems = [p for p in gather_json(self._find_damage(checkpoint), self._ranks) if p]
+            problems = [p for p in gather_json(self._find_damage(name), self._ranks) if p]
             if problems:
                 on_event(f"checkpoint {name} is passed over: {'; '.join(problems)}")
                 continue
-            manifest = read_manifest(checkpoint)
-            self._check_belongs(checkpoint, manifest)
-            engine.import_state(load_state(checkpoint, manifest))
-            set_random_state(manifest.random_states, self._ranks)
-            self._saved_step = manifest.step
-            return TrainState(
-                step=manifest.step,
-                loader=LoaderState(num_samples=manifest.samples),
-                skipped=SkippedSteps(
-                    total=manifest.skipped_total, in_a_row=manifest.skipped_in_a_row
-                ),
-            )
+            return self._take(engine, name)
         if names:
+            place = self._run.checkpoint.store or self._run_dir / DIRECTORY
             raise CheckpointError(
-                f"{self._root} has {len(names)} checkpoints and none is intact; restore one from a "
+                f"{place} has {len(names)} checkpoints and none is intact; restore one from a "
                 "copy, or delete the directory to train from the start"
             )
         return None
 
-    def _make(self, temporary: Path) -> None:
-        if self._ranks.rank == 0:
-            for leftover in self._root.glob(".tmp-*"):
-                shutil.rmtree(leftover)
-            temporary.mkdir(parents=True)
+    def __enter__(self) -> Self:
+        return self
 
-    def _write_share(self, engine: Engine, temporary: Path) -> list[dict[str, Any]]:
-        state = engine.export_state(self._share)
-        suffix = f"{self._ranks.rank:05d}-of-{self._ranks.world_size:05d}.safetensors"
-        groups = dict(zip(KINDS, (state.parameters, state.exp_avg, state.exp_avg_sq), strict=True))
-
-        def write() -> dict[str, Any]:
-            files = [
-                write_tensors(temporary / f"{kind}-{suffix}", kind, tensors)
-                for kind, tensors in groups.items()
-                if len(tensors) > 0
-            ]
-            sync_directory(temporary)
-            return {
-                "files": [file.model_dump() for file in files],
-                "optimizer_step": state.step,
-                "random": random_state(self._ranks),
-            }
-
-        return self._agree(write)
-
-    def _commit(
+    def __exit__(
         self,
-        final: Path,
-        temporary: Path,
-        written: list[dict[str, Any]],
-        state: TrainState,
-        attempt: int,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        if self._ranks.rank != 0:
-            return
-        files = [FileRecord.model_validate(f) for share in written for f in share["files"]]
-        manifest = CheckpointManifest(
-            step=state.step,
-            tokens=state.step * self._run.train.global_batch_tokens,
-            optimizer_step=written[0]["optimizer_step"],
-            samples=state.loader.num_samples,
-            skipped_total=state.skipped.total,
-            skipped_in_a_row=state.skipped.in_a_row,
-            config_hash=config_hash(self._run),
-            data_fingerprint=self._data_fingerprint,
-            family=self._run.model.family,
-            zero_stage=self._run.zero.stage,
-            world_size=self._ranks.world_size,
-            attempt=attempt,
-            random_states=[share["random"] for share in written],
-            files=files,
-        )
-        write_manifest(temporary, manifest)
-        if final.exists():
-            # A damaged one of this step, which an earlier attempt passed over.
-            _discard(final)
-        enter("checkpoint.rename", state.step)
-        temporary.rename(final)
-        enter("checkpoint.commit", state.step)
-        sync_directory(self._root)
-        found = list_checkpoints(self._run_dir)
-        position = found.index(final)
-        # Newer ones were damaged, or restore would have taken them; counted, they would crowd out
-        # an intact one.
-        for checkpoint in [*found[:position], *found[position + self._run.checkpoint.keep :]]:
-            _discard(checkpoint)
-
-    def _agree(self, action: Callable[[], Any]) -> list[Any]:
-        """Run an action on every rank; give all results, or raise on every rank if one failed."""
         try:
-            reply: dict[str, Any] = {"value": action()}
-        except (OSError, CheckpointError) as exc:
-            reply = {"error": f"rank {self._ranks.rank}: {exc}"}
-        replies = gather_json(reply, self._ranks)
-        errors = [r["error"] for r in replies if "error" in r]
-        if errors:
-            raise CheckpointError(f"no checkpoint was written: {'; '.join(errors)}")
-        return [r["value"] for r in replies]
+            # Ranks raise this one together, so they can still agree; the last good state is worth
+            # it. After others a collective might wait for ranks that are gone.
+            if isinstance(error, TrainingDiverged):
+                self._saver.drain()
+        finally:
+            self._saver.close()
 
-    def _find_damage(self, checkpoint: Path) -> str | None:
+    def _take(self, engine: Engine, name: str) -> TrainState:
+        manifest = read_stored_manifest(self._store, name)
+        self._check_belongs(name, manifest)
+        engine.import_state(load_stored_state(self._store, name, manifest))
+        set_random_state(manifest.random_states, self._ranks)
+        self._on_first(lambda: self._point_at(name))
+        self._saved_step = manifest.step
+        self._saver.verified.add(name)
+        return TrainState(
+            step=manifest.step,
+            loader=LoaderState(num_samples=manifest.samples),
+            skipped=SkippedSteps(total=manifest.skipped_total, in_a_row=manifest.skipped_in_a_row),
+            guard=manifest.guard,
+            event_seq=manifest.event_seq,
+        )
+
+    def _point_at(self, name: str) -> None:
+        """Mend a pointer whose checkpoint was passed over."""
+        assert self._token is not None, "a restore claims first"
+        if read_pointer(self._store) != name:
+            point(self._store, self._token, name)
+
+    def _own(self) -> None:
+        """Claim the checkpoints once, and clear what earlier attempts left unfinished."""
+        if self._token is None:
+            self._token = self._on_first(lambda: claim(self._store))
+            self._on_first(lambda: sweep(self._store))
+
+    def _begin(
+        self, engine: Engine, state: TrainState, attempt: int, facts: Mapping[str, Any]
+    ) -> None:
+        """Copy the state to the CPU and let the writer go on with it."""
+        begun = time.perf_counter()
+        self._own()
+        fields = {
+            "step": state.step,
+            "tokens": state.step * self._run.train.global_batch_tokens,
+            "samples": state.loader.num_samples,
+            "skipped_total": state.skipped.total,
+            "skipped_in_a_row": state.skipped.in_a_row,
+            "guard": state.guard,
+            "event_seq": state.event_seq,
+            "attempt": attempt,
+            "config_hash": lineage_hash(self._run),
+            "code_hash": self._code_hash,
+            "data_fingerprint": self._data_fingerprint,
+            "family": self._run.model.family,
+            "zero_stage": self._run.zero.stage,
+            "world_size": self._ranks.world_size,
+            "owner": self._token,
+        }
+        self._saver.begin(engine.export_state(self._share), fields, facts, begun)
+        self._saved_step = state.step
+        self._begun = time.monotonic()
+
+    def _on_first(self, action: Callable[[], Any]) -> Any:
+        """Run an action on rank 0; give all its result, or raise on all what it raised."""
+        reply: dict[str, Any] = {}
+        if self._ranks.rank == 0:
+            try:
+                reply = {"value": action()}
+            except (OSError, CheckpointError) as exc:
+                reply = {"error": str(exc)}
+        reply = gather_json(reply, self._ranks)[0]
+        if "error" in reply:
+            raise CheckpointError(reply["error"])
+        return reply["value"]
+
+    def _find_damage(self, name: str) -> str | None:
         """Check the manifest and this rank's share of the files."""
         try:
-            manifest = read_manifest(checkpoint)
-        except CheckpointError as exc:
+            manifest = read_stored_manifest(self._store, name)
+            sizes = self._store.entries(name)
+            for file in manifest.files[self._ranks.rank :: self._ranks.world_size]:
+                if (damage := file_damage(self._store, name, file, sizes)) is not None:
+                    return damage
+        except (OSError, CheckpointError) as exc:
             return str(exc)
-        for file in manifest.files[self._ranks.rank :: self._ranks.world_size]:
-            if (damage := find_damage(checkpoint, file)) is not None:
-                return damage
         return None
 
-    def _check_belongs(self, checkpoint: Path, manifest: CheckpointManifest) -> None:
-        if manifest.config_hash != config_hash(self._run):
+    def _check_belongs(self, checkpoint: str, manifest: CheckpointManifest) -> None:
+        if manifest.config_hash != lineage_hash(self._run):
             raise ConfigError(
                 f"{checkpoint} was written by another config than {self._run_dir / 'run.yaml'}; "
                 "give the changed run a name of its own"
@@ -272,10 +321,3 @@ def split_evenly(sizes: dict[str, int], num_shares: int) -> list[set[str]]:
         shares[target].add(name)
         loads[target] += sizes[name]
     return shares
-
-
-def _discard(checkpoint: Path) -> None:
-    """Remove a checkpoint so that one half removed never counts as one."""
-    hidden = checkpoint.with_name(f".tmp-discarded-{checkpoint.name}")
-    checkpoint.rename(hidden)
-    shutil.rmtree(hidden)

@@ -133,8 +133,11 @@ def sum_tensor_over_ranks(values: torch.Tensor, ranks: RankContext) -> torch.Ten
 def gather_json(value: Any, ranks: RankContext) -> list[Any]:
     """Give every rank the JSON value of each rank, in rank order.
 
-    Bytes travel as tensors: object collectives would unpickle what another host sent.
+    Bytes travel as tensors: object collectives would unpickle what another host sent. A single
+    rank asks no other, as in `sum_over_ranks`.
     """
+    if ranks.world_size == 1:
+        return [json.loads(json.dumps(value))]
     payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     lengths = torch.zeros(ranks.world_size, dtype=torch.int64, device=ranks.device)
     lengths[ranks.rank] = payload.numel()

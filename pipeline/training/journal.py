@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.config.load import config_hash
+from pipeline.config.load import lineage_hash
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.tracking.events import (
@@ -71,10 +71,17 @@ class Journal:
         if not accounts:
             return
         kept = [e for e in surviving_events(accounts) if e.step <= step]
-        spent = dict(accounts[-1].values[ACCOUNT])
+        # The account of a checkpoint is of its begin, and stands behind those of later steps.
+        newest = max(accounts, key=lambda event: event.values[ACCOUNT]["wall"])
+        spent = dict(newest.values[ACCOUNT])
         kept_seconds = kept[-1].values[ACCOUNT]["train"] if kept else 0.0
         spent["lost"] = spent.get("lost", 0.0) + spent["train"] - kept_seconds
         self.spent_before = {**spent, "train": kept_seconds}
+
+    @property
+    def last_seq(self) -> int | None:
+        """Number of the last event of the run's log, on rank 0."""
+        return None if self._run_log is None else self._run_log.last_seq
 
     def write(self, kind: EventKind, step: int, values: Mapping[str, Any]) -> None:
         """Append an event to the run's log, on rank 0."""
@@ -101,7 +108,7 @@ class Journal:
 
 def _check_same_config(earlier: list[Event], run: RunConfig, run_dir: Path) -> None:
     hashes = {e.values["config_hash"] for e in earlier if "config_hash" in e.values}
-    if hashes - {config_hash(run)}:
+    if hashes - {lineage_hash(run)}:
         raise ConfigError(
             f"{run_dir} holds a run of another config than its run.yaml; "
             "give the changed run a name of its own"

@@ -72,8 +72,8 @@ def fit(training: Training, state: TrainState, stop: StopWatch) -> tuple[TrainSt
             return state, None
         if _is_due(run.eval.every_steps, state.step):
             evaluate(training, state)
-        if reason is None and _is_due(run.checkpoint.every_steps, state.step):
-            save(training, state)
+        if reason is None:
+            save(training, state, is_last=False)
     return state, reason
 
 
@@ -179,14 +179,21 @@ def evaluate(training: Training, state: TrainState) -> EvalOutcome:
     return outcome
 
 
-def save(training: Training, state: TrainState) -> None:
-    """Write a checkpoint and the event that tells of it; collective."""
-    begin = time.perf_counter()
+def save(training: Training, state: TrainState, *, is_last: bool = True) -> None:
+    """Write a checkpoint, and an event for each that stands now; collective.
+
+    Unless it is the last one, it is written if it is due, and beside training.
+    """
+    saver = training.checkpointer
+    act = saver.save if is_last else saver.advance
+    state = replace(state, event_seq=training.journal.last_seq)
     with training.clock.phase("checkpoint"):
-        path = training.checkpointer.save(training.engine, state, training.journal.attempt)
-    seconds = time.perf_counter() - begin
-    values = {"name": path.name, "seconds": seconds, ACCOUNT: spent_seconds(training)}
-    training.journal.write("checkpoint", state.step, values)
+        committed = act(
+            training.engine, state, training.journal.attempt,
+            lambda: {ACCOUNT: spent_seconds(training)},
+        )  # fmt: skip
+    for checkpoint in committed:
+        training.journal.write("checkpoint", checkpoint.step, checkpoint.values)
 
 
 def spent_seconds(training: Training) -> dict[str, float]:

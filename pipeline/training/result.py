@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.load import config_hash
+from pipeline.config.load import config_hash, lineage_hash
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import ShardManifest
 from pipeline.errors import ConfigError
@@ -72,7 +72,7 @@ def begin(
     training.loader.load_state(state.loader)
     training.journal.continue_from(state.step)
     values = {
-        "config_hash": config_hash(run),
+        "config_hash": lineage_hash(run),
         "data_fingerprint": manifest.fingerprint,
         "world_size": ranks.world_size,
         "zero_stage": run.zero.stage,

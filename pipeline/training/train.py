@@ -65,6 +65,7 @@ def train(run_dir: Path, stop_after_steps: int | None = None) -> RunResult | Non
             ranks.world_size, flops_per_token, peak_flops(ranks.device, run.precision)
         )
         with (
+            checkpointer,
             Journal(run_dir, run, ranks) as journal,
             StepProfiler(run_dir, run.profile.first_and_last, ranks) as profiler,
         ):

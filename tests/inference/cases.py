@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.data import TokenizerConfig
-from pipeline.config.load import config_hash, dump_yaml
+from pipeline.config.load import dump_yaml, lineage_hash
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import ShardManifest, ShardRecord, SplitName, SplitRecord, write_manifest
 from pipeline.data.tokenizer import TokenizerFacts, train_tokenizer
 from pipeline.inference.text import TextCodec
 from pipeline.models.base import LanguageModel
 from pipeline.training import checkpoint_files
+from pipeline.training.checkpoint_store import LocalStore
+from pipeline.training.checkpoint_tensors import write_tensors
 from pipeline.training.train import build_run_model
 
 TEXTS = (
@@ -106,22 +108,23 @@ def write_checkpoint(run_dir: Path, run: RunConfig, model: LanguageModel, step: 
     tensors = {name: p.detach() for name, p in model.named_parameters()}
     halves = [dict(list(tensors.items())[start::2]) for start in (0, 1)]
     files = [
-        checkpoint_files.write_tensors(directory / f"weights-{n}.safetensors", "weights", half)
+        write_tensors(LocalStore(directory), f"weights-{n}.safetensors", "weights", half)
         for n, half in enumerate(halves)
     ]
     manifest = checkpoint_files.CheckpointManifest(
         step=step, tokens=0, optimizer_step=step, samples=0, skipped_total=0, skipped_in_a_row=0,
-        config_hash=config_hash(run), data_fingerprint=FINGERPRINT, family=run.model.family,
-        zero_stage=0, world_size=2, attempt=1, random_states=[], files=files,
+        config_hash=lineage_hash(run), data_fingerprint=FINGERPRINT, family=run.model.family,
+        zero_stage=0, world_size=2, attempt=1, random_states=[], files=files, code_hash="0" * 64,
+        owner="00000001-00000000",
     )  # fmt: skip
-    checkpoint_files.write_manifest(directory, manifest)
+    checkpoint_files.write_manifest(LocalStore(directory.parent), directory.name, manifest)
     return directory
 
 
 def rewrite_manifest(checkpoint: Path, **fields: Any) -> None:
     """Change fields of a manifest, with a digest that fits."""
     manifest = checkpoint_files.read_manifest(checkpoint).model_copy(update=fields)
-    checkpoint_files.write_manifest(checkpoint, manifest)
+    checkpoint_files.write_manifest(LocalStore(checkpoint.parent), checkpoint.name, manifest)
 
 
 def header_bytes(header: dict[str, Any], num_data_bytes: int) -> bytes:

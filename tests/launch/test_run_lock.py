@@ -81,7 +81,7 @@ for _ in range(num_starters):
                 print(f"won {ownership.owner.token}\\n", end="", flush=True)
                 os.read(reads_end, 1)
         except LaunchError as exc:
-            print(f"refused {str(exc)[:23]}\\n", end="", flush=True)
+            print(f"refused {str(exc)[:21]}\\n", end="", flush=True)
         os._exit(0)
 os.close(reads_go), os.close(reads_end), os.close(gives_go)
 sys.stdin.readline()

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -10,9 +11,8 @@ import pytest
 import torch
 
 from pipeline.config.schema import RunConfig
-from pipeline.data.loader import LoaderState
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.training.checkpoint import Checkpointer, TrainState, split_evenly
+from pipeline.training.checkpoint import TrainState, split_evenly
 from pipeline.training.checkpoint_files import (
     list_checkpoints,
     load_state,
@@ -21,32 +21,11 @@ from pipeline.training.checkpoint_files import (
 )
 from pipeline.training.distributed import RankContext
 from pipeline.training.engine import EngineState
-from pipeline.training.guard import SkippedSteps
 from tests.training.cases import small_run
 from tests.training.rank_pool import RankPool
+from tests.training.stub_engine import SIZES, StubEngine, checkpointer, train_state
 
 pytestmark = pytest.mark.slow
-SIZES = {"embedding": 12, "matrix": 8, "bias": 4, "gain": 4}
-
-
-class StubEngine:
-    """Holds a state of fixed tensors, and remembers what it is given."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-        self.imported: EngineState | None = None
-
-    def export_state(self, names: Collection[str] | None = None) -> EngineState:
-        kept = {k: n for k, n in SIZES.items() if names is None or k in names}
-        return EngineState(
-            parameters={k: torch.arange(n) * self.scale for k, n in kept.items()},
-            exp_avg={k: torch.arange(n) * self.scale + 1 for k, n in kept.items()},
-            exp_avg_sq={k: torch.arange(n) * self.scale + 2 for k, n in kept.items()},
-            step=3,
-        )
-
-    def import_state(self, state: EngineState) -> None:
-        self.imported = state
 
 
 class DyingTensors(dict[str, torch.Tensor]):
@@ -69,31 +48,10 @@ class DyingEngine(StubEngine):
         return EngineState(**fields, step=3)
 
 
-def stub_model() -> torch.nn.Module:
-    model = torch.nn.Module()
-    for name, size in SIZES.items():
-        model.register_parameter(name, torch.nn.Parameter(torch.zeros(size)))
-    return model
-
-
-def checkpointer(
-    ranks: RankContext, run_dir: Path, run: RunConfig | None = None, fingerprint: str = "data"
-) -> Checkpointer:
-    return Checkpointer(run_dir, run or small_run(), fingerprint, stub_model(), ranks)
-
-
-def train_state(step: int) -> TrainState:
-    return TrainState(
-        step=step,
-        loader=LoaderState(num_samples=8 * step),
-        skipped=SkippedSteps(total=2, in_a_row=1),
-    )
-
-
 def save(ranks: RankContext, run_dir: Path, *steps: int) -> None:
-    writer = checkpointer(ranks, run_dir)
-    for step in steps:
-        writer.save(StubEngine(float(step)), train_state(step), 1)  # type: ignore[arg-type]
+    with checkpointer(ranks, run_dir) as writer:
+        for step in steps:
+            writer.save(StubEngine(float(step)), train_state(step), 1)  # type: ignore[arg-type]
 
 
 def restore(
@@ -101,8 +59,8 @@ def restore(
 ) -> tuple[TrainState | None, float | None, list[str]]:
     engine = StubEngine(0.0)
     messages: list[str] = []
-    reader = checkpointer(ranks, run_dir, run, fingerprint)
-    state = reader.restore(engine, messages.append)  # type: ignore[arg-type]
+    with checkpointer(ranks, run_dir, run, fingerprint) as reader:
+        state = reader.restore(engine, messages.append)  # type: ignore[arg-type]
     if engine.imported is None:
         return state, None, messages
     return state, float(engine.imported.parameters["matrix"][1]), messages
@@ -135,31 +93,34 @@ def test_ranks_write_disjoint_shares_that_make_up_the_whole(
 def test_only_the_newest_checkpoints_are_kept(two_ranks: RankPool, tmp_path: Path) -> None:
     two_ranks.run(save, tmp_path, 1, 2, 3, 10)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000010", "step-00000003"]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
-        "step-00000003", "step-00000010"
-    ]  # fmt: skip
+    assert entries(tmp_path) == ["latest", "owner", "step-00000003", "step-00000010"]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000010\n"
 
 
 @pytest.mark.parametrize("kind", ["parameters", "exp_avg", "exp_avg_sq"])
 def test_kill_between_files_leaves_the_earlier_checkpoint_in_force(
     one_rank: RankPool, tmp_path: Path, kind: str
 ) -> None:
-    def run_dirs() -> list[str]:
-        return sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-
     one_rank.run(save, tmp_path, 1)
     with pytest.raises(AssertionError, match="code -9"):
         one_rank.run(save_and_die, tmp_path, kind)
     # The fault fired in the midst of a save, and left part of it behind.
-    assert run_dirs() == [".tmp-step-00000002-1", "step-00000001"]
+    assert entries(tmp_path) == [".tmp-step-00000002", "latest", "owner", "step-00000001"]
     state, value, messages = one_rank.run(restore, tmp_path)[0]
     assert (state, value, messages) == (train_state(1), 1.0, [])
     one_rank.run(save, tmp_path, 2)
-    assert run_dirs() == ["step-00000001", "step-00000002"]
+    assert entries(tmp_path) == ["latest", "owner", "step-00000001", "step-00000002"]
+
+
+def entries(run_dir: Path) -> list[str]:
+    """Names in the directory of checkpoints, without the tokens in some of them."""
+    token = re.compile(r"-\d{8}-[0-9a-f]{8}$")
+    return sorted(token.sub("", p.name) for p in (run_dir / "checkpoints").iterdir())
 
 
 def save_and_die(ranks: RankContext, run_dir: Path, kind: str) -> None:
-    checkpointer(ranks, run_dir).save(DyingEngine(kind), train_state(2), 1)  # type: ignore[arg-type]
+    with checkpointer(ranks, run_dir) as writer:
+        writer.save(DyingEngine(kind), train_state(2), 1)  # type: ignore[arg-type]
 
 
 def test_whole_directory_that_was_not_renamed_is_no_checkpoint(
@@ -257,8 +218,7 @@ def save_badly(ranks: RankContext, run_dir: Path, fault: str) -> str:
             limits = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
     try:
-        writer = checkpointer(ranks, run_dir)
-        with pytest.raises(CheckpointError) as caught:
+        with checkpointer(ranks, run_dir) as writer, pytest.raises(CheckpointError) as caught:
             writer.save(engine, train_state(2), 1)  # type: ignore[arg-type]
     finally:
         if ranks.rank == 1 and fault != "nan":
@@ -274,7 +234,7 @@ def test_rank_that_cannot_write_fails_the_save_on_all_and_harms_nothing(
     messages = two_ranks.run(save_badly, tmp_path, fault)
     assert messages[0] == messages[1]
     assert "rank 1: " in messages[0]
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert entries(tmp_path) == ["latest", "owner", "step-00000001"]
     assert two_ranks.run(restore, tmp_path)[0][0] == train_state(1)
 
 
