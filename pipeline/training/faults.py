@@ -29,7 +29,9 @@ Phase = Literal[
     "evaluate", "checkpoint.write", "checkpoint.rename", "checkpoint.commit", "exit",
 ]  # fmt: skip
 """Where ranks pass by, in the order of a step; `loss` is a value that passes."""
-Action = Literal["kill", "stop", "sleep", "hold_gil", "exit", "raise", "enospc", "multiply"]
+Action = Literal[
+    "kill", "terminate", "stop", "sleep", "hold_gil", "exit", "raise", "enospc", "multiply"
+]  # fmt: skip
 
 ARGUMENTS: dict[Action, set[str]] = {
     "sleep": {"seconds"},
@@ -188,6 +190,7 @@ def _refuse_space(fault: Fault) -> None:
 
 ACTIONS: dict[Action, Callable[[Fault], None]] = {
     "kill": _signal_self(signal.SIGKILL),
+    "terminate": _signal_self(signal.SIGTERM),
     "stop": _signal_self(signal.SIGSTOP),
     "sleep": lambda fault: time.sleep(fault.args["seconds"]),
     "hold_gil": _hold_gil,
