@@ -4,6 +4,7 @@ An allow-list: environment variables, arguments and paths never enter, so no sec
 exception is a commit, checked to be nothing but a hexadecimal number.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -63,8 +64,9 @@ def write_environment(run_dir: Path, extra: Mapping[str, Any] | None = None) -> 
     return environment
 
 
+@functools.cache
 def code_hash() -> str:
-    """Give the sha256 over the names and texts of this package's sources, changed ones included."""
+    """Give the sha256 over the names and texts of this package's sources, when first asked."""
     root = Path(pipeline.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -155,4 +155,4 @@ def _file_chunks(kind: Kind, tensors: Mapping[str, torch.Tensor]) -> Iterator[Bu
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """Give the bytes of a contiguous float32 tensor, little-endian as the format wants them."""
-    return memoryview(tensor.detach().flatten().view(torch.uint8).numpy())
+    return tensor.detach().flatten().view(torch.uint8).numpy().data

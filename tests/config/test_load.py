@@ -16,6 +16,7 @@ from pipeline.config.load import (
     build_run,
     config_hash,
     dump_yaml,
+    lineage_hash,
     load_cluster,
     load_run,
     load_study,
@@ -173,6 +174,14 @@ def test_config_hash_ignores_the_place_and_changes_with_the_content() -> None:
         hash_of(data={"tokenizer": {"vocab_size": 300}}),
     ]
     assert len({base, *changed}) == 6
+
+
+def test_lineage_hash_ignores_the_layout_that_a_resume_may_change() -> None:
+    def hash_of(**fields: object) -> str:
+        return lineage_hash(build_run({"model": {"family": "gpt"}, **fields}, "test"))
+
+    assert hash_of() == hash_of(zero={"stage": 3}, checkpoint={"every_steps": 7}, name="other")
+    assert hash_of() != hash_of(seed=1)
 
 
 def test_configs_cannot_be_changed() -> None:

@@ -42,23 +42,6 @@ WORDS = (
 
 
 @pytest.fixture(scope="session")
-def s3_variables() -> Iterator[dict[str, str]]:
-    """Start an S3 server on loopback; give the environment by which clients find it."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    server.stop()
-
-
-@pytest.fixture(scope="session")
 def local_ray(s3_variables: dict[str, str]) -> Iterator[None]:
     # Workers have the environment in which their Ray was started.
     with environment_set(s3_variables), ray_session(num_cpus=2):

@@ -22,6 +22,14 @@ def one_rank() -> Iterator[RankPool]:
     pool.stop()
 
 
+@pytest.fixture(scope="module")
+def pools(one_rank: RankPool, two_ranks: RankPool) -> Iterator[dict[int, RankPool]]:
+    """Pools by world size; that of four ends with the module, for its memory."""
+    four_ranks = RankPool(4)
+    yield {1: one_rank, 2: two_ranks, 4: four_ranks}
+    four_ranks.stop()
+
+
 @pytest.fixture(scope="session")
 def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prepared(tmp_path_factory.mktemp("data") / "prepared")

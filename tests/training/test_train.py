@@ -67,18 +67,6 @@ def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     assert hashes[0] == hashes[1]
 
 
-def test_run_that_moves_to_another_stage_and_world_size_stays_on_its_curve(
-    two_ranks: RankPool, one_rank: RankPool, runs: Runs
-) -> None:
-    whole = runs.make("whole", every_step("lstm_attention", 1))
-    two_ranks.run(train_rank, whole)
-    moved = runs.make("moved", every_step("lstm_attention", 1))
-    two_ranks.run(train_rank, moved, HALF)
-    one_rank.run(train_rank, moved)
-    assert losses(moved) == pytest.approx(losses(whole), rel=1e-5)
-    assert read_result(moved).world_size == 1
-
-
 def test_result_and_events_hold_what_was_measured(two_ranks: RankPool, runs: Runs) -> None:
     run_dir = runs.make("run", every_step("gpt", 1))
     result = two_ranks.run(train_rank, run_dir)[0]
