@@ -126,7 +126,7 @@ class LocalLauncher:
             start = RankStart(
                 run_dir=str(run_dir),
                 rank=rank,
-                environment=base | rank_environment(rank, num_workers, port),
+                environment=base | own_variables() | rank_environment(rank, num_workers, port),
                 stop_after_steps=stop_after_steps,
             )
             process = context.Process(target=become_rank, args=(start,), name=f"rank-{rank}")
@@ -142,11 +142,19 @@ def become_rank(start: RankStart) -> None:
     # The fork server ends with the launching process, and no rank may outlive it.
     signal_on_parent_death(signal.SIGKILL)
     redirect_output(log_path(Path(start.run_dir), start.rank))
+    # The fork server keeps the variables of its own start, which may be those of an earlier run.
+    for name in own_variables():
+        del os.environ[name]
     os.environ.update(start.environment)
     arguments = ["--run", start.run_dir]
     if start.stop_after_steps is not None:
         arguments += ["--stop-after-steps", str(start.stop_after_steps)]
     exit_at_once(arguments)
+
+
+def own_variables() -> dict[str, str]:
+    """Give the variables of this process that are addressed to us."""
+    return {name: value for name, value in os.environ.items() if name.startswith("TANDEM_")}
 
 
 def verdict_of(run_dir: Path) -> Verdict:

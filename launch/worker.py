@@ -31,9 +31,13 @@ def run_rank(run_dir: Path, stop_after_steps: int | None = None) -> None:
 
         run_probe(run_dir)
     else:
+        from launch.rank_watch import watched
+        from pipeline.training.phases import enter
         from pipeline.training.train import train
 
-        train(run_dir, stop_after_steps)
+        with watched(run_dir):
+            train(run_dir, stop_after_steps)
+            enter("exit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

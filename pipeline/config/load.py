@@ -144,6 +144,8 @@ def _hash_without(run: RunConfig, fields: tuple[str, ...]) -> str:
     tree = run.model_dump(mode="json", exclude=set(fields))
     for key in ("output_dir", "prepared_dir"):
         tree["data"].pop(key)
+    # A run that was ended by its watchdog must be able to go on with a more patient one.
+    tree["guard"].pop("watchdog_seconds")
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

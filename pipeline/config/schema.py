@@ -192,6 +192,11 @@ class GuardConfig(Section):
 
     max_nonfinite_steps: int = Field(default=10, ge=1)
     """Steps in a row with non-finite numbers, each skipped on all ranks, before the run stops."""
+    watchdog_seconds: float | None = Field(default=300.0, gt=0)
+    """How long no rank of a host may move from one phase of a step to the next before the watchdog
+    ends the ranks; four times that in the first step, and never less than five times what a phase
+    has taken. Below the 600 s after which the process group gives up without saying who was late;
+    null leaves ranks alone, as a debugger needs."""
 
 
 class TrackingConfig(Section):

@@ -24,6 +24,7 @@ from pipeline.training.checkpoint_files import (
     write_manifest,
 )
 from pipeline.training.checkpoint_store import CheckpointStore
+from pipeline.training.phases import enter
 
 POINTER = "latest"
 """File that holds the name of the newest committed checkpoint."""
@@ -147,7 +148,9 @@ def commit(store: CheckpointStore, token: str, name: str, manifest: CheckpointMa
         if name in store.entries():
             # Damaged, and passed over by the resume, or never named by `latest`.
             discard(store, name)
+        enter("checkpoint.rename", manifest.step)
         store.rename(staged, name)
+    enter("checkpoint.commit", manifest.step)
     point(store, token, name)
 
 

@@ -18,6 +18,7 @@ from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.checkpoint_tensors import FileRecord, Kind, write_tensors
 from pipeline.training.distributed import RankContext, gather_json, sum_over_ranks
 from pipeline.training.engine import EngineState
+from pipeline.training.phases import enter
 from pipeline.training.randomness import random_state
 
 KINDS: tuple[Kind, ...] = ("weights", "exp_avg", "exp_avg_sq")
@@ -153,6 +154,7 @@ class Saver:
         if self._store.rename is None:
             # One that has lost the run must not write over files of the one that has it.
             suffix = f"{suffix}-{token}"
+        enter("checkpoint.write", fields["step"])
         groups = dict(zip(KINDS, (state.parameters, state.exp_avg, state.exp_avg_sq), strict=True))
         files = [
             write_tensors(self._store, f"{staged}/{kind}-{suffix}.safetensors", kind, tensors)

@@ -36,6 +36,7 @@ from pipeline.training.engine import (
     count_labels,
     loss_sums,
 )
+from pipeline.training.phases import altered, enter
 from pipeline.training.zero_state import ZeroState
 
 
@@ -74,6 +75,7 @@ class DeepSpeedEngine:
             group["lr"] = learning_rate
         sums = self._run_micro_batches(micro_batches, num_tokens, laps)
         self._is_measured = True
+        enter("optimizer")
         grad_norm, applied = self._update()
         laps.lap("optimizer")
         seconds = laps.seconds()
@@ -100,12 +102,16 @@ class DeepSpeedEngine:
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             self._engine.set_gradient_accumulation_boundary(is_last)
+            enter("forward")
             nll_BT = self._engine(to_device(batch.inputs, device), to_device(batch.labels, device))
+            nll_BT = altered("loss", nll_BT)
             sums += loss_sums(nll_BT, batch)
             laps.lap("forward")
             if is_last:
+                enter("allreduce")
                 dist.all_reduce(sums)
                 factor = torch.where(sums[0].isfinite(), factor, torch.nan)
+            enter("backward")
             self._backward(nll_BT.sum() * factor)
             laps.lap("backward")
         return sums

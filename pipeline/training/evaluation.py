@@ -15,6 +15,7 @@ from pipeline.data.loader import ValidationBatches
 from pipeline.data.shards import ShardSet
 from pipeline.training.distributed import RankContext, sum_tensor_over_ranks
 from pipeline.training.engine import Engine
+from pipeline.training.phases import enter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class Evaluator:
         # Rows: nll and labels by position, then nll and bytes of text tokens by position.
         sums = np.zeros((4, length), dtype=np.float64)
         for batch in self._batches:
+            enter("evaluate")
             nll_BT = engine.evaluate(batch).astype(np.float64)
             is_label = batch.labels != IGNORED_LABEL
             sums += [

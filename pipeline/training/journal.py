@@ -25,6 +25,7 @@ from pipeline.tracking.events import (
 )
 from pipeline.training.distributed import RankContext, gather_json
 from pipeline.training.meters import HostMonitor
+from pipeline.training.phases import enter
 
 EVENTS = "events.jsonl"
 ACCOUNT = "spent_seconds"
@@ -85,6 +86,7 @@ class Journal:
     def write(self, kind: EventKind, step: int, values: Mapping[str, Any]) -> None:
         """Append an event to the run's log, on rank 0."""
         if self._run_log is not None:
+            enter("track.log")
             self._run_log.write(kind, step, values)
 
     def write_host(self, step: int) -> None:

@@ -16,6 +16,7 @@ from pipeline.training.evaluation import EvalOutcome, Evaluator
 from pipeline.training.guard import count_skip
 from pipeline.training.journal import ACCOUNT, Journal
 from pipeline.training.meters import StepMeter, StepTiming, WallClock, busy_seconds
+from pipeline.training.phases import enter, note_samples
 from pipeline.training.profiling import StepProfiler
 from pipeline.training.schedule import learning_rate
 from pipeline.training.stopping import REASONS, StopWatch, first_reason
@@ -83,13 +84,16 @@ def take_step(
     run, step = training.run, state.step + 1
     training.profiler.begin(step)
     begin = time.perf_counter()
+    enter("data.next", step)
     micro_batches = training.loader.next_step()
+    note_samples(micro_batches)
     data_wait = time.perf_counter() - begin
     rate = learning_rate(
         state.step, run.train.total_steps, run.train.optimizer.learning_rate, run.train.schedule
     )
     outcome = training.engine.train_step(micro_batches, rate)
     num_bytes = float(sum(int(batch.text_bytes.sum()) for batch in micro_batches))
+    enter("agree")
     agreement = agree(training.ranks, stop.votes(step), num_bytes, busy_seconds(outcome, data_wait))
     training.meter.add(
         StepTiming(
