@@ -31,6 +31,10 @@ PLACE_FIELDS = ("name", "output_dir", "tracking", "profile")
 """Run fields that say where results go and what is looked at, not what they are; left out of the
 config hash."""
 
+START_FIELDS = ("max_attempts_without_progress", "allow_mismatch")
+"""Fields of `guard` that say when a run may start, so that a run that was refused can go on with
+another value; left out of the config hash as well."""
+
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a run config.
@@ -130,6 +134,8 @@ def config_hash(run: RunConfig) -> str:
     tree = run.model_dump(mode="json", exclude=set(PLACE_FIELDS))
     for key in ("output_dir", "prepared_dir"):
         tree["data"].pop(key)
+    for key in START_FIELDS:
+        tree["guard"].pop(key)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -47,6 +47,8 @@ class TrainState:
     """Optimizer steps done, skipped ones included."""
     loader: LoaderState = field(default_factory=LoaderState)
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guards remember, as JSON; the same on every rank."""
 
 
 class Checkpointer:
@@ -142,6 +144,7 @@ class Checkpointer:
                 skipped=SkippedSteps(
                     total=manifest.skipped_total, in_a_row=manifest.skipped_in_a_row
                 ),
+                guard=manifest.guard,
             )
         if names:
             raise CheckpointError(
@@ -194,6 +197,7 @@ class Checkpointer:
             samples=state.loader.num_samples,
             skipped_total=state.skipped.total,
             skipped_in_a_row=state.skipped.in_a_row,
+            guard=state.guard,
             config_hash=config_hash(self._run),
             data_fingerprint=self._data_fingerprint,
             family=self._run.model.family,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -59,6 +59,8 @@ class CheckpointManifest(Record):
     """Samples taken from the stream over all ranks, where the loader goes on."""
     skipped_total: int
     skipped_in_a_row: int
+    guard: dict[str, Any] = Field(default_factory=dict)
+    """What the guards remember."""
     config_hash: str
     data_fingerprint: str
     family: str
