@@ -25,7 +25,7 @@ from tests.training.runs import lineage, losses, manifest_of, train_rank
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 90
+NUM_STEPS = 86
 SPIKE = 80
 """The step whose samples are spoilt; the window of 128 has been half full since step 64."""
 
@@ -69,7 +69,7 @@ def samples_of_step(ranks: Any, run_dir: Path, step: int) -> Any:
     return np.concatenate([batch.sample_ids for batch in batches])
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [0, 3])
 def test_spike_is_skipped_alone_and_stays_out_of_the_window(
     two_ranks: RankPool, spoilt_dir: Path, tmp_path: Path, stage: int
 ) -> None:
@@ -95,7 +95,7 @@ def test_rewound_run_equals_one_that_was_led_around_the_spike(
     two_ranks: RankPool, spoilt_dir: Path, tmp_path: Path
 ) -> None:
     fields = {"guard": {"spike": "rewind", "rewind_skip_steps": 30}}
-    run = spiky_run(3, checkpoint={"every_steps": 25}, **fields)
+    run = spiky_run(1, checkpoint={"every_steps": 25}, **fields)
     rewound = write_run(tmp_path / "rewound", spoilt_dir, run)
     result = two_ranks.run(train_rank, rewound)[0]
     assert (result.rewinds, result.skipped_steps, result.attempts) == (1, 1, 2)
@@ -140,10 +140,10 @@ def test_clean_run_of_hundreds_of_steps_is_never_stopped(
 ) -> None:
     prepared_dir = write_prepared(tmp_path / "prepared", train_tokens=20_000)
     run = spiky_run(1, guard={"spike": "raise"})
-    long = run.train.model_copy(update={"total_tokens": 400 * run.train.global_batch_tokens})
+    long = run.train.model_copy(update={"total_tokens": 300 * run.train.global_batch_tokens})
     run_dir = write_run(tmp_path / "run", prepared_dir, run.model_copy(update={"train": long}))
     result = one_rank.run(train_rank, run_dir)[0]
-    assert (result.steps, result.skipped_steps) == (400, 0)
+    assert (result.steps, result.skipped_steps) == (300, 0)
     assert len(manifest_of(run_dir).guard["losses"]) == 128
 
 

@@ -194,7 +194,7 @@ def signal_in_evaluation(ranks: RankContext, run_dir: Path, step: int) -> Any:
 @pytest.fixture(scope="module")
 def long_evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("long") / "prepared"
-    return write_prepared(directory, validation_tokens=40_000)
+    return write_prepared(directory, validation_tokens=16_000)
 
 
 @pytest.mark.parametrize("step", [5, NUM_STEPS], ids=["midway", "final"])
