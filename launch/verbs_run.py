@@ -184,6 +184,7 @@ def origin_lines(plan: dict[str, Any]) -> list[str]:
 
 def answer_run(display: Any, run_dir: Path, verdict: str) -> None:
     """Show how a run ended, what it reached, and where to look."""
+    from pipeline.tracking.goodput import describe_goodput
     from pipeline.tracking.store import read_result
 
     payload: dict[str, Any] = {"run_dir": str(run_dir), "verdict": verdict}
@@ -191,11 +192,15 @@ def answer_run(display: Any, run_dir: Path, verdict: str) -> None:
         lines = [f"stopped with a checkpoint in {run_dir}; the same command goes on from there"]
         display.answer(payload, lines)
         return
-    metrics = read_result(run_dir).metrics
+    result = read_result(run_dir)
+    metrics = result.metrics
     payload["metrics"] = {name: metric.value for name, metric in metrics.items()}
+    payload["goodput"] = dict(result.goodput)
     lines = [f"finished: {run_dir}/result.json"]
     for name in ("eval/loss", "eval/bits_per_byte", "perf/tokens_per_second"):
         if name in metrics:
             lines.append(f"  {name:24} {metrics[name].value:.4g} {metrics[name].unit}")
+    if (told := describe_goodput(result.goodput)) is not None:
+        lines.append(f"  {told}")
     lines.append(f"MLflow: python -m launch ui {run_dir.parent}")
     display.answer(payload, lines)

@@ -31,6 +31,9 @@ PLACE_FIELDS = ("name", "output_dir", "tracking", "profile")
 """Run fields that say where results go and what is looked at, not what they are; left out of the
 config hash."""
 
+START_FIELDS = ("max_attempts_without_progress", "allow_mismatch", "watchdog_seconds")
+"""Fields of `guard` that say when a run may start and when its watchdog ends it, so that a run that
+was refused or ended can go on with another value; left out of the config hash as well."""
 
 LAYOUT_FIELDS = ("zero", "checkpoint")
 """Run fields that say where the state of training lies and when it is saved: a run that is resumed
@@ -144,8 +147,8 @@ def _hash_without(run: RunConfig, fields: tuple[str, ...]) -> str:
     tree = run.model_dump(mode="json", exclude=set(fields))
     for key in ("output_dir", "prepared_dir"):
         tree["data"].pop(key)
-    # A run that was ended by its watchdog must be able to go on with a more patient one.
-    tree["guard"].pop("watchdog_seconds")
+    for key in START_FIELDS:
+        tree["guard"].pop(key)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

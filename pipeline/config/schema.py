@@ -191,12 +191,33 @@ class GuardConfig(Section):
     """What happens when numbers go wrong."""
 
     max_nonfinite_steps: int = Field(default=10, ge=1)
-    """Steps in a row with non-finite numbers, each skipped on all ranks, before the run stops."""
+    """Steps in a row with non-finite numbers, each skipped on all ranks, before the run stops.
+    Spikes that are skipped count as well: so many in a row are no outliers."""
     watchdog_seconds: float | None = Field(default=300.0, gt=0)
     """How long no rank of a host may move from one phase of a step to the next before the watchdog
     ends the ranks; four times that in the first step, and never less than five times what a phase
     has taken. Below the 600 s after which the process group gives up without saying who was late;
     null leaves ranks alone, as a debugger needs."""
+    spike: Literal["off", "raise", "skip", "rewind"] = "off"
+    """What a step does whose loss or gradient norm lies far above those before it: off takes it,
+    skip leaves it out, raise stops the run, rewind goes back to the newest checkpoint and reads on
+    further along. Off, because a comparison must not leave out steps that nobody asked it to."""
+    spike_sigmas: float = Field(default=6.0, gt=0)
+    """Standard deviations above the mean that make a spike; OLMo's 6, which no clean run reaches by
+    chance."""
+    spike_window_steps: int = Field(default=128, ge=4)
+    """Applied steps that mean and deviation are taken over, OLMo's 128; spikes are looked for once
+    half of them are there."""
+    rewind_skip_steps: int = Field(default=200, ge=1)
+    """Steps' batches left out after a rewind, counted from the checkpoint; at least those up to the
+    spike. PaLM left out 200 to 500."""
+    max_rewinds: int = Field(default=3, ge=1)
+    """Rewinds of a run before it stops: data cannot be the reason for ever."""
+    max_attempts_without_progress: int = Field(default=3, ge=1)
+    """Starts in a row from one step without a later checkpoint or an agreed stop, before another is
+    refused: a fault that returns each time is not mended by trying."""
+    allow_mismatch: bool = False
+    """Whether ranks may differ in code, versions, config or data; the run's events then say how."""
 
 
 class TrackingConfig(Section):
@@ -262,11 +283,20 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
     guard: GuardConfig = GuardConfig()
-    """Non-finite numbers."""
+    """Non-finite numbers, spikes, ranks that differ and starts that lead nowhere."""
     tracking: TrackingConfig = TrackingConfig()
     """Events and MLflow."""
     profile: ProfileConfig = ProfileConfig()
     """Traces of single steps."""
+
+    @model_validator(mode="after")
+    def _rewind_has_checkpoints(self) -> Self:
+        if self.guard.spike == "rewind" and self.checkpoint.every_steps is None:
+            raise ValueError(
+                "guard.spike=rewind goes back to a checkpoint, and checkpoint.every_steps is null; "
+                "set it, or use guard.spike=skip"
+            )
+        return self
 
     @model_validator(mode="after")
     def _model_has_an_objective(self) -> Self:

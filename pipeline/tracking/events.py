@@ -19,9 +19,10 @@ from pipeline.errors import TrackingError
 from pipeline.tracking.metrics import METRICS, check_metric
 
 EventKind = Literal[
-    "start", "resume", "train", "prepare", "eval", "checkpoint", "skip", "stop", "finish", "system"
-]
-DURABLE_KINDS = ("checkpoint", "stop", "finish")
+    "start", "resume", "train", "prepare", "eval", "checkpoint", "skip", "stop", "abort", "finish",
+    "system",
+]  # fmt: skip
+DURABLE_KINDS = ("checkpoint", "stop", "abort", "finish")
 """Kinds that are forced to disk at once: what follows them may rely on them after a power loss."""
 SOURCES = "sources"
 """Field of a training event: source to samples, tokens and epochs so far, over all ranks."""

@@ -147,7 +147,11 @@ class RunResult(Record):
     goodput: dict[str, Number] = Field(default_factory=dict)
     """Seconds of wall time by what they went into."""
     attempts: int = Field(ge=1)
-    """How often the run was started."""
+    """How often the run was started, or went back to a checkpoint by itself."""
+    skipped_steps: int = Field(default=0, ge=0)
+    """Steps that were not applied, for a non-finite number or a spike."""
+    rewinds: int = Field(default=0, ge=0)
+    """How often a spike made the run go back to a checkpoint by itself."""
     environment: dict[str, Any]
     """As `collect_environment`."""
     started: AwareDatetime

@@ -5,10 +5,16 @@ their losses; where the sum is not finite every rank multiplies its loss by nan,
 own norm check, which covers a non-finite gradient of a finite loss as well, discards the step.
 Stage 0 in fp32 has no such check: there the norm is computed here and the update left out.
 
+A finite step above its limits is known as such only once DeepSpeed has computed the gradient norm,
+in the middle of its step. What comes next at every stage is AdamW's own step, once for each group:
+a hook before it takes the gradients away, and AdamW passes over what has none, moments included.
+DeepSpeed then copies the unchanged master weights into the working copies, which are equal already.
+
 Shapes: B micro-batch samples, T sequence tokens.
 """
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Collection, Sequence
@@ -29,8 +35,10 @@ from pipeline.errors import LaunchError
 from pipeline.training.device import Laps, check_precision, fused_optimizer, to_device
 from pipeline.training.distributed import RankContext, sum_over_ranks
 from pipeline.training.engine import (
+    NO_LIMITS,
     EngineState,
     StateBytes,
+    StepLimits,
     StepOutcome,
     build_optimizer,
     count_labels,
@@ -64,10 +72,18 @@ class DeepSpeedEngine:
         )[0]
         self._ranks = ranks
         self._checks_norm_itself = run.zero.stage == 0 and run.precision == "fp32"
+        self._limits = NO_LIMITS
+        self._is_held = False
+        optimizer.register_step_pre_hook(self._hold_back)
         self._state = ZeroState(self._engine, run.zero.stage, ranks.rank)
         self._is_measured = False
 
-    def train_step(self, micro_batches: Sequence[TokenBatch], learning_rate: float) -> StepOutcome:
+    def train_step(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        learning_rate: float,
+        limits: StepLimits = NO_LIMITS,
+    ) -> StepOutcome:
         """Take one optimizer step; see `Engine`."""
         laps = Laps(self._ranks.device)
         num_tokens = int(sum_over_ranks([count_labels(micro_batches)], self._ranks)[0])
@@ -75,6 +91,9 @@ class DeepSpeedEngine:
             group["lr"] = learning_rate
         sums = self._run_micro_batches(micro_batches, num_tokens, laps)
         self._is_measured = True
+        self._limits = limits
+        # Without a limit the device need not be waited for.
+        self._is_held = limits.loss < math.inf and float(sums[0]) / num_tokens > limits.loss
         enter("optimizer")
         grad_norm, applied = self._update()
         laps.lap("optimizer")
@@ -129,13 +148,25 @@ class DeepSpeedEngine:
         if self._checks_norm_itself:
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not np.isfinite(grad_norm):
+            self._is_held |= not np.isfinite(grad_norm) or grad_norm > self._limits.grad_norm
+            if self._is_held:
                 self._engine.zero_grad()
                 return grad_norm, False
             self._engine.step()
             return grad_norm, True
         self._engine.step()
-        return float(self._engine.get_global_grad_norm()), bool(self._engine.was_step_applied())
+        applied = bool(self._engine.was_step_applied()) and not self._is_held
+        return float(self._engine.get_global_grad_norm()), applied
+
+    def _hold_back(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before AdamW updates a group: take its gradients away if the step is above its limits."""
+        if not self._checks_norm_itself and self._limits.grad_norm < math.inf:
+            norm = float(self._engine.optimizer._global_grad_norm)
+            self._is_held |= norm > self._limits.grad_norm
+        if self._is_held:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def evaluate(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
         """Give the loss `[B, T]` of this rank's labels; see `Engine`."""

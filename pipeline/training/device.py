@@ -222,6 +222,11 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return values
 
 
+def peak_bytes(device: torch.device) -> float | None:
+    """Give this rank's peak memory since `reset_peak_memory`, or None where it is not known."""
+    return peak_memory(device).get("memory/peak_bytes")
+
+
 def resident_bytes() -> int:
     """Resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -4,6 +4,7 @@ Shapes: B micro-batch samples, T sequence tokens.
 """
 
 import importlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -21,6 +22,19 @@ from pipeline.training.distributed import RankContext
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepLimits:
+    """What a step may not exceed to be applied; the same on every rank."""
+
+    loss: float = math.inf
+    """Mean loss of the global batch, in nats per token."""
+    grad_norm: float = math.inf
+    """Global gradient norm before clipping."""
+
+
+NO_LIMITS = StepLimits()
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepOutcome:
     """What one optimizer step did, over all ranks and micro-batches; the same on every rank."""
 
@@ -33,7 +47,8 @@ class StepOutcome:
     grad_norm: float
     """Global L2 norm of the gradient of the mean loss before clipping; inf or nan if not finite."""
     applied: bool
-    """Whether the parameters were updated; False when loss or gradient was not finite."""
+    """Whether the parameters were updated; False when loss or gradient norm was not finite or above
+    its limit. Then parameters and moments are what they were before the step."""
     forward_seconds: float
     """Forward passes of this rank, with the head's gradient, which the loss computes in them."""
     backward_seconds: float
@@ -45,6 +60,11 @@ class StepOutcome:
     def loss(self) -> float:
         """Mean loss of the global batch, in nats per token."""
         return self.loss_sum / self.num_tokens
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient norm are numbers."""
+        return math.isfinite(self.loss_sum) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +99,18 @@ class StateBytes:
 class Engine(Protocol):
     """Trains and evaluates one model on all ranks; every method is collective but `state_bytes`."""
 
-    def train_step(self, micro_batches: Sequence[TokenBatch], learning_rate: float) -> StepOutcome:
+    def train_step(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        learning_rate: float,
+        limits: StepLimits = NO_LIMITS,
+    ) -> StepOutcome:
         """Take one optimizer step on the mean loss over all labelled tokens of the global batch.
 
         Args:
             micro_batches: This rank's micro-batches; the same number on every rank.
             learning_rate: Learning rate of this step.
+            limits: Above which the step is not applied.
         """
         ...
 

@@ -4,6 +4,7 @@ Legend: B samples of a micro-batch, T tokens of a sample.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,13 +62,20 @@ class Evaluator:
         self._sequence_tokens = sequence_tokens
         self._ranks = ranks
 
-    def evaluate(self, engine: Engine) -> EvalOutcome:
-        """Score the model as it stands; collective."""
+    def evaluate(self, engine: Engine, between: Callable[[], None] | None = None) -> EvalOutcome:
+        """Score the model as it stands; collective.
+
+        Args:
+            engine: Holds the model.
+            between: Called before each batch, on every rank; what it raises ends the evaluation.
+        """
         length = self._sequence_tokens
         # Rows: nll and labels by position, then nll and bytes of text tokens by position.
         sums = np.zeros((4, length), dtype=np.float64)
         for batch in self._batches:
             enter("evaluate")
+            if between is not None:
+                between()
             nll_BT = engine.evaluate(batch).astype(np.float64)
             is_label = batch.labels != IGNORED_LABEL
             sums += [

@@ -5,6 +5,7 @@ Rank 0 writes `events.jsonl`; the first rank of every host writes the host's own
 say so; on other ranks they write nothing.
 """
 
+import contextlib
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from typing import Any, Self
 
 from pipeline.config.load import lineage_hash
 from pipeline.config.schema import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LaunchError
 from pipeline.tracking.events import (
     Event,
     EventKind,
@@ -23,13 +24,14 @@ from pipeline.tracking.events import (
     read_events,
     surviving_events,
 )
+from pipeline.tracking.redaction import redact
+from pipeline.training.attempts import check_progress, spent_before, train_seconds_until
 from pipeline.training.distributed import RankContext, gather_json
 from pipeline.training.meters import HostMonitor
 from pipeline.training.phases import enter
 
 EVENTS = "events.jsonl"
-ACCOUNT = "spent_seconds"
-"""Field of an event: wall time of all attempts by what it went into, as `spent_seconds` gives."""
+ERROR_CHARACTERS = 500
 
 
 class Journal:
@@ -46,37 +48,76 @@ class Journal:
         Raises:
             ConfigError: The log tells of attempts with another config.
         """
-        earlier = read_events(run_dir / EVENTS)
+        self._path = run_dir / EVENTS
+        earlier = read_events(self._path)
         _check_same_config(earlier, run, run_dir)
-        self.attempt: int = gather_json(next_attempt(run_dir / EVENTS), ranks)[0]
-        """Number of this attempt, from 1."""
+        self.attempt: int = gather_json(next_attempt(self._path), ranks)[0]
+        """Number of this attempt, from 1; one that goes back to a checkpoint begins another."""
         self.spent_before: dict[str, float] = {}
-        """Seconds of the earlier attempts, up to their last accounts, by what they went into."""
+        """Seconds up to the start of this process, by what they went into."""
         self._earlier = earlier
+        self._ranks = ranks
+        self._run = run
+        self._step = 0
+        self._has_begun = False
         host = socket.gethostname()
         is_first = gather_json(host, ranks).index(host) == ranks.rank
+        self._host_path = run_dir / f"events.{host}.jsonl"
         self._monitor = HostMonitor() if is_first else None
         self._stack = ExitStack()
         self._run_log: EventWriter | None = None
         self._host_log: EventWriter | None = None
-        if ranks.rank == 0:
-            self._run_log = self._stack.enter_context(EventWriter(run_dir / EVENTS, self.attempt))
-        if is_first:
-            path = run_dir / f"events.{host}.jsonl"
-            self._host_log = self._stack.enter_context(EventWriter(path, self.attempt))
+        self._open()
 
-    def continue_from(self, step: int) -> None:
-        """Take over the account of earlier attempts; what they trained after `step` is lost."""
-        accounts = [e for e in self._earlier if ACCOUNT in e.values]
-        if not accounts:
-            return
-        kept = [e for e in surviving_events(accounts) if e.step <= step]
-        # The account of a checkpoint is of its begin, and stands behind those of later steps.
-        newest = max(accounts, key=lambda event: event.values[ACCOUNT]["wall"])
-        spent = dict(newest.values[ACCOUNT])
-        kept_seconds = kept[-1].values[ACCOUNT]["train"] if kept else 0.0
-        spent["lost"] = spent.get("lost", 0.0) + spent["train"] - kept_seconds
-        self.spent_before = {**spent, "train": kept_seconds}
+    def _open(self) -> None:
+        if self._ranks.rank == 0:
+            self._run_log = self._stack.enter_context(EventWriter(self._path, self.attempt))
+        if self._monitor is not None:
+            self._host_log = self._stack.enter_context(EventWriter(self._host_path, self.attempt))
+
+    def continue_from(self, step: int, started_unix_seconds: float) -> None:
+        """Take over the account of earlier attempts, unless they have led nowhere; collective.
+
+        Args:
+            step: Where this attempt begins.
+            started_unix_seconds: When its process began.
+
+        Raises:
+            LaunchError: Too many attempts in a row began at this step and made no progress.
+        """
+        self.spent_before = spent_before(self._earlier, step, started_unix_seconds)
+        self._step = step
+        allowed = self._run.guard.max_attempts_without_progress
+        # Rank 0's log counts; one that another host sees late must not part the ranks.
+        error: LaunchError | None = None
+        try:
+            check_progress(self._earlier, step, allowed)
+        except LaunchError as exc:
+            error = exc
+        told = gather_json(str(error) if error else None, self._ranks)[0]
+        if told is not None:
+            raise LaunchError(told)
+
+    def go_back_to(self, step: int) -> float:
+        """Begin another attempt in this process, from a checkpoint.
+
+        Args:
+            step: Of the checkpoint.
+
+        Returns:
+            Seconds of kept steps up to there, over all attempts.
+        """
+        kept = train_seconds_until(read_events(self._path), step)
+        self._stack.close()
+        self.attempt += 1
+        self._step = step
+        self._open()
+        return kept
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Tell whether the run, as it stood before this attempt, was not scored at a step."""
+        found = [e for e in surviving_events(self._earlier) if (e.kind, e.step) == ("eval", step)]
+        return bool(gather_json(not found, self._ranks)[0])
 
     @property
     def last_seq(self) -> int | None:
@@ -85,6 +126,8 @@ class Journal:
 
     def write(self, kind: EventKind, step: int, values: Mapping[str, Any]) -> None:
         """Append an event to the run's log, on rank 0."""
+        self._step = step
+        self._has_begun = True
         if self._run_log is not None:
             enter("track.log")
             self._run_log.write(kind, step, values)
@@ -103,6 +146,12 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # An attempt that was refused before its first event leaves the log as it found it.
+        if error is not None and self._has_begun:
+            told = redact(f"{type(error).__name__}: {error}")[:ERROR_CHARACTERS]
+            # A disk that is full must not hide the error that it may have caused.
+            with contextlib.suppress(OSError):
+                self.write("abort", self._step, {"error": told})
         self._stack.close()
 
 

@@ -1,19 +1,26 @@
 """From the timings of single steps to throughput, their spread, and where the wall time went."""
 
+import os
 import statistics
 import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import psutil
 
+from pipeline.training.distributed import RankContext
 from pipeline.training.engine import StepOutcome
 
 WARMUP_STEPS = 3
 """First steps of an attempt that no median counts: ZeRO 3 records its order of gathers in the
 first, the optimizer's state comes into being, and allocators and caches fill."""
+
+EXCESS_STEPS = 10
+"""Steps after the first whose median says what the first would have taken without its start-up;
+few, so that the account need not look at all steps each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +79,21 @@ class StepMeter:
         self._columns = {field.name: array("d") for field in fields(StepTiming)}
         self._traced: set[int] = set()
         self._logged = 0
+        self._skipped_seconds = 0.0
+        self._lost_seconds = 0.0
 
-    def add(self, timing: StepTiming, *, is_traced: bool = False) -> None:
+    def add(self, timing: StepTiming, *, is_traced: bool = False, is_applied: bool = True) -> None:
         """Keep the timing of a step.
 
         Args:
             timing: What it took.
             is_traced: A profiler slowed it down, so that no median counts it; totals do.
+            is_applied: Whether the step changed the weights.
         """
         if is_traced:
             self._traced.add(self.num_steps)
+        if not is_applied:
+            self._skipped_seconds += timing.step_seconds - timing.data_wait_seconds
         for name, value in asdict(timing).items():
             self._columns[name].append(value)
 
@@ -110,6 +122,35 @@ class StepMeter:
         """Sum one field over all steps of the attempt, warm-up included."""
         return sum(self._columns[field])
 
+    def lose(self, seconds: float) -> None:
+        """Count this much of the steps' time as lost: a rewind has undone what it was spent on."""
+        self._lost_seconds += seconds
+
+    def spent(self) -> dict[str, float]:
+        """Split the seconds of all steps of the attempt by what they went into.
+
+        Returns:
+            `train` for steps that the run keeps, `first_step` for what the first took more than
+            those after it, `data_wait`, `skipped` and `lost`.
+        """
+        wait = self.total_seconds("data_wait_seconds")
+        spent = {
+            "data_wait": wait,
+            "first_step": self._first_excess_seconds(),
+            "skipped": self._skipped_seconds,
+            "lost": self._lost_seconds,
+        }
+        train = self.total_seconds("step_seconds") - sum(spent.values())
+        return {"train": train, **spent}
+
+    def _first_excess_seconds(self) -> float:
+        steps, waits = (
+            self._columns[name][: EXCESS_STEPS + 1]
+            for name in ("step_seconds", "data_wait_seconds")
+        )
+        busy = [step - wait for step, wait in zip(steps, waits, strict=True)]
+        return max(0.0, busy[0] - statistics.median(busy[1:])) if len(busy) > 1 else 0.0
+
     def _summarise(self, first: int) -> dict[str, Spread]:
         """Give the medians over the steps of the attempt from `first` on, counted from 0."""
         counted = [step for step in range(first, self.num_steps) if step not in self._traced]
@@ -137,6 +178,15 @@ class WallClock:
         self._begin = time.perf_counter()
         self._phases: dict[str, float] = {}
 
+    def include_process_start(self, ranks: RankContext) -> None:
+        """Begin the attempt with the process, where a launcher started it for this run alone.
+
+        Loading torch and DeepSpeed takes seconds. A Ray worker, which brings its process group, and
+        a process that trains by itself may have done something else before.
+        """
+        if ranks.owns_group and "RANK" in os.environ:
+            self._begin -= max(0.0, process_age_seconds() - self.seconds)
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the block's wall time as `name`."""
@@ -148,8 +198,8 @@ class WallClock:
             self._phases[name] = self._phases.get(name, 0.0) + spent
 
     def mark_start(self) -> None:
-        """Count the wall time so far, but for the phases in it, as `startup`."""
-        self._phases["startup"] = self.seconds - sum(self._phases.values())
+        """Count the wall time so far, but for the phases in it, as `init`."""
+        self._phases["init"] = self.seconds - sum(self._phases.values())
 
     @property
     def seconds(self) -> float:
@@ -161,6 +211,13 @@ class WallClock:
         wall = self.seconds
         other = wall - sum(self._phases.values())
         return {**self._phases, "other": max(0.0, other), "wall": wall}
+
+
+def process_age_seconds() -> float:
+    """Give how long this process has run, by the clock that nobody sets."""
+    # The name in brackets may hold spaces; the 22nd field of all is the 20th after it.
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 class HostMonitor:

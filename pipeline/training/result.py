@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pipeline.data.shards import ShardManifest
 from pipeline.errors import ConfigError
 from pipeline.tracking.environment import ENVIRONMENT_FILE, write_environment
 from pipeline.tracking.events import read_events
+from pipeline.tracking.goodput import goodput_fraction
 from pipeline.tracking.store import (
     RESULT_FILE,
     MetricValue,
@@ -25,12 +27,15 @@ from pipeline.tracking.store import (
     write_result,
     write_stopped,
 )
+from pipeline.training.attempts import ACCOUNT
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.device import device_name, peak_memory
 from pipeline.training.distributed import barrier, gather_json
 from pipeline.training.evaluation import EvalOutcome
-from pipeline.training.journal import ACCOUNT, EVENTS
-from pipeline.training.loop import Training, evaluate, spent_seconds
+from pipeline.training.guard import GuardState
+from pipeline.training.journal import EVENTS
+from pipeline.training.session import Training, evaluate, running_seconds, spent_seconds
+from pipeline.training.stopping import StopWatch
 
 
 def finished_result(run_dir: Path, run: RunConfig) -> RunResult | None:
@@ -50,19 +55,19 @@ def finished_result(run_dir: Path, run: RunConfig) -> RunResult | None:
     return result
 
 
-def begin(
-    run_dir: Path, training: Training, manifest: ShardManifest, resident_bytes: int
-) -> TrainState:
+def begin(run_dir: Path, training: Training, facts: Mapping[str, Any]) -> TrainState:
     """Restore the newest intact checkpoint, if there is one, and write the first event.
 
     Args:
         run_dir: The run directory.
         training: What will train.
-        manifest: The shards it reads.
-        resident_bytes: Memory of this rank before anything was built.
+        facts: What else the event tells: the data, how the ranks differ, memory before.
 
     Returns:
         Where the run stands.
+
+    Raises:
+        LaunchError: Too many attempts before this one made no progress.
     """
     run, ranks = training.run, training.ranks
     passed_over: list[str] = []
@@ -70,21 +75,21 @@ def begin(
         restored = training.checkpointer.restore(training.engine, passed_over.append)
     state = restored or TrainState()
     training.loader.load_state(state.loader)
-    training.journal.continue_from(state.step)
+    training.journal.continue_from(state.step, time.time() - training.clock.seconds)
     values = {
         "config_hash": lineage_hash(run),
-        "data_fingerprint": manifest.fingerprint,
         "world_size": ranks.world_size,
         "zero_stage": run.zero.stage,
         "precision": run.precision,
-        "resident_bytes_before": resident_bytes,
         "passed_over": passed_over,
+        **facts,
     }
     if ranks.rank == 0:
         clear_stopped(run_dir)
         write_environment(run_dir, {"device": device_name(ranks.device)})
-    training.journal.write("resume" if restored else "start", state.step, values)
     training.clock.mark_start()
+    values[ACCOUNT] = spent_seconds(training)
+    training.journal.write("resume" if restored else "start", state.step, values)
     return state
 
 
@@ -102,7 +107,8 @@ def finish(
     training: Training,
     state: TrainState,
     manifest: ShardManifest,
-) -> RunResult:
+    stop: StopWatch,
+) -> RunResult | None:
     """Score the model and write `result.json` on rank 0 as the last thing of a run.
 
     Args:
@@ -110,12 +116,17 @@ def finish(
         training: What trained.
         state: Where the run ended.
         manifest: The shards it read.
+        stop: Reasons to stop that this rank sees.
 
     Returns:
-        The content of the file, on every rank.
+        The content of the file, on every rank; None if the ranks agreed to stop before the model
+        was scored, which the next start then does.
     """
     ranks = training.ranks
-    final = evaluate(training, state)
+    final = evaluate(training, state, stop)
+    if isinstance(final, str):
+        end_early(run_dir, training, state, final)
+        return None
     # An attempt that only had to write the result took no step, so it measured no gradients.
     mine = asdict(training.engine.state_bytes()) if training.meter.num_steps else None
     state_bytes = [rank for rank in gather_json(mine, ranks) if rank is not None]
@@ -154,11 +165,11 @@ def _metrics(
     values: dict[str, float] = {
         "progress/tokens": tokens,
         "progress/flops": tokens * training.flops_per_token,
-        "progress/seconds": spent["wall"],
+        "progress/seconds": running_seconds(spent),
         "progress/attempt": training.journal.attempt,
     }
-    if spent["train"] > 0.0:
-        values["perf/goodput_fraction"] = spent["train"] / spent["wall"]
+    if (fraction := goodput_fraction(spent)) is not None:
+        values["perf/goodput_fraction"] = fraction
     metrics = {name: measured(name, value) for name, value in values.items()}
     for name, value in final.metrics.items():
         metrics[name] = measured(name, value, num=final.num_tokens)
@@ -200,6 +211,8 @@ def _build_result(
         steps=state.step,
         tokens=state.step * run.train.global_batch_tokens,
         attempts=training.journal.attempt,
+        skipped_steps=state.skipped.total,
+        rewinds=GuardState.from_json(state.guard).num_rewinds,
         environment=environment,
         started=events[0].time_unix_seconds,
         ended=time.time(),

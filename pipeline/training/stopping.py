@@ -10,6 +10,17 @@ STOP_FILE = "stop.request"
 """A file in the run directory that asks for a stop; the launcher makes and removes it."""
 REASONS = ("signal", "request", "steps")
 """How a stop is named in `stopped.json`, the first that applies; also the order of `votes`."""
+URGENT = ("signal", "request")
+"""Reasons that do not wait for an evaluation to end: who asks may kill after a grace."""
+
+
+class StopAgreed(Exception):
+    """Leaves an evaluation on all ranks at once; the run then stops with a checkpoint."""
+
+    def __init__(self, reason: str) -> None:
+        """Keep one of `REASONS`."""
+        super().__init__(reason)
+        self.reason = reason
 
 
 class StopWatch:

@@ -17,8 +17,10 @@ from pipeline.errors import ConfigError
 from pipeline.training.device import Laps, fused_optimizer, to_device
 from pipeline.training.distributed import RankContext, sum_over_ranks
 from pipeline.training.engine import (
+    NO_LIMITS,
     EngineState,
     StateBytes,
+    StepLimits,
     StepOutcome,
     build_optimizer,
     count_labels,
@@ -53,7 +55,12 @@ class TorchEngine:
         self._ranks = ranks
         self._gradient_bytes: int | None = None
 
-    def train_step(self, micro_batches: Sequence[TokenBatch], learning_rate: float) -> StepOutcome:
+    def train_step(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        learning_rate: float,
+        limits: StepLimits = NO_LIMITS,
+    ) -> StepOutcome:
         """Take one optimizer step; see `Engine`."""
         device = self._ranks.device
         laps = Laps(device)
@@ -75,7 +82,11 @@ class TorchEngine:
         laps.lap("backward")
         self._gradient_bytes = storage_bytes(gradients)
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        applied = bool(torch.isfinite(grad_norm) & torch.isfinite(sums[0]))
+        applied = (
+            bool(torch.isfinite(grad_norm) & torch.isfinite(sums[0]))
+            and float(grad_norm) <= limits.grad_norm
+            and float(sums[0]) / num_tokens <= limits.loss
+        )
         if applied:
             self._apply(grad_norm, learning_rate)
         laps.lap("optimizer")

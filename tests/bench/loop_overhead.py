@@ -29,9 +29,10 @@ from pipeline.training.distributed import RankContext, start_distributed, stop_d
 from pipeline.training.engine import build_engine, build_optimizer
 from pipeline.training.evaluation import build_evaluator
 from pipeline.training.journal import Journal
-from pipeline.training.loop import Training, take_step
+from pipeline.training.loop import take_step
 from pipeline.training.meters import StepMeter, WallClock
 from pipeline.training.profiling import StepProfiler
+from pipeline.training.session import Training
 from pipeline.training.stopping import StopWatch
 from pipeline.training.train import build_run_model, load_prepared
 from tests.bench.interleaved import ratios, summarise, time_rounds

@@ -82,6 +82,27 @@ def test_a_long_run_keeps_a_few_numbers_a_step() -> None:
     assert held / 10_000 < 80
 
 
+def test_seconds_of_steps_are_split_by_what_they_went_into() -> None:
+    meter = StepMeter(1, 1e6, None)
+    for seconds in [9.1, 1.1, 2.1, 4.1]:
+        meter.add(timing(seconds))
+    meter.add(timing(3.1), is_applied=False)
+    meter.lose(0.5)
+    spent = meter.spent()
+    # Of 19.5 s, 0.1 s a step were spent waiting; the median of the steps after the first is 2.5 s.
+    assert spent == pytest.approx(
+        {"data_wait": 0.5, "first_step": 6.5, "skipped": 3.0, "lost": 0.5, "train": 9.0}
+    )
+    assert sum(spent.values()) == pytest.approx(meter.total_seconds("step_seconds"))
+
+
+def test_first_step_alone_has_no_excess() -> None:
+    meter = StepMeter(1, 1e6, None)
+    assert sum(meter.spent().values()) == 0.0
+    meter.add(timing(9.1))
+    assert meter.spent()["first_step"] == 0.0
+
+
 def test_attempt_of_warmup_steps_only_has_no_summary() -> None:
     meter = StepMeter(1, 1e6, None)
     meter.add(timing(1.0))
@@ -102,6 +123,7 @@ def test_wall_clock_adds_up_to_the_wall_time() -> None:
         time.sleep(0.01)
     spent = clock.spent()
     assert spent["eval"] >= 0.03
+    assert 0.0 < spent["init"] < spent["wall"] - 0.03
     assert sum(v for k, v in spent.items() if k != "wall") == pytest.approx(spent["wall"])
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.tracking.events import read_events
+from pipeline.training.attempts import ACCOUNT
 from pipeline.training.checkpoint_files import list_checkpoints, verify_checkpoint
 from tests.training.rank_pool import RankPool
 from tests.training.runs import HALF, NUM_STEPS, Runs, every_step, losses, train_rank
@@ -67,16 +68,18 @@ def test_account_of_a_resumed_run_covers_all_attempts(two_ranks: RankPool, runs:
     before = read_events(run_dir / "events.jsonl")
     result = two_ranks.run(train_rank, run_dir)[0]
 
-    kept = [e for e in before if e.kind == "checkpoint"][0].values["spent_seconds"]
-    trained = before[-1].values["spent_seconds"]["train"]
+    kept = [e for e in before if e.kind == "checkpoint"][0].values[ACCOUNT]
+    trained = before[-1].values[ACCOUNT]["train"]
     # Two steps were taken again, from the checkpoint that was left.
     assert result.goodput["lost_seconds"] == pytest.approx(trained - kept["train"])
     assert result.goodput["lost_seconds"] > 0.0
     assert result.goodput["train_seconds"] > kept["train"]
-    assert result.goodput["wall_seconds"] == result.metrics["progress/seconds"].value
+    # Between the attempts, which ended as agreed, the run stood idle and did not progress.
+    running = result.goodput["wall_seconds"] - result.goodput["idle_seconds"]
+    assert result.metrics["progress/seconds"].value == running
     parts = {k: v for k, v in result.goodput.items() if k != "wall_seconds"}
     assert sum(parts.values()) == pytest.approx(result.goodput["wall_seconds"], rel=0.01)
-    fraction = result.goodput["train_seconds"] / result.goodput["wall_seconds"]
+    fraction = result.goodput["train_seconds"] / running
     assert result.metrics["perf/goodput_fraction"].value == fraction
 
 

@@ -164,13 +164,14 @@ def test_signal_to_one_rank_stops_all_at_one_step(two_ranks: RankPool, runs: Run
     assert manifest_of(run_dir).step == stopped["step"] == max(losses(run_dir))
 
 
-def signal_after_last_step(ranks: RankContext, run_dir: Path) -> Any:
-    """Signal rank 1 when the last step is logged, and tell whether that was before the result."""
+def signal_in_evaluation(ranks: RankContext, run_dir: Path, step: int) -> Any:
+    """Signal rank 1 once the step before an evaluation is logged, which no other step follows."""
     if ranks.rank == 0:
         return train_rank(ranks, run_dir)
     script = (
-        f"cd {run_dir}; until grep -qs '\"step\": *{NUM_STEPS}[,}}]' events.jsonl; do sleep 0.01; "
-        f"done; test -e result.json || touch in-time; kill -TERM {os.getpid()}"
+        f'cd {run_dir}; until grep -qs \'"kind":"train","step":{step},\' events.jsonl; '
+        "do sleep 0.01; done; touch in-time; "
+        f"kill -TERM {os.getpid()}"
     )
     child = os.posix_spawn("/bin/sh", ["sh", "-c", script], dict(os.environ))
     trained = train_rank(ranks, run_dir)
@@ -178,15 +179,31 @@ def signal_after_last_step(ranks: RankContext, run_dir: Path) -> Any:
     return trained
 
 
-def test_signal_during_the_final_evaluation_lets_the_run_complete(
-    two_ranks: RankPool, tmp_path: Path
+@pytest.fixture(scope="module")
+def long_evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("long") / "prepared"
+    return write_prepared(directory, validation_tokens=16_000)
+
+
+@pytest.mark.parametrize("step", [5, NUM_STEPS], ids=["midway", "final"])
+def test_signal_in_an_evaluation_stops_it_and_the_next_start_makes_up_for_it(
+    two_ranks: RankPool, long_evaluation: Path, tmp_path: Path, step: int
 ) -> None:
-    prepared_dir = write_prepared(tmp_path / "prepared", validation_tokens=60_000)
-    run = every_step("gpt", 1, eval={"every_steps": None})
-    run_dir = write_run_dir(tmp_path / "run", prepared_dir, run)
-    results = two_ranks.run(signal_after_last_step, run_dir)
+    every = 5 if step == 5 else None
+    run = every_step("gpt", 1, eval={"every_steps": every})
+    run_dir = write_run_dir(tmp_path / "run", long_evaluation, run)
+    assert two_ranks.run(signal_in_evaluation, run_dir, step) == [None, None]
     assert (run_dir / "in-time").exists()
-    assert results[0] == results[1] == read_result(run_dir)
+    stopped = json.loads((run_dir / "stopped.json").read_text())
+    assert stopped == {"schema_version": 1, "step": step, "reason": "signal"}
+    assert manifest_of(run_dir).step == step
+    assert not [e for e in lineage(run_dir) if e.kind == "eval"]
+
+    result = two_ranks.run(train_rank, run_dir)[0]
+    assert result == read_result(run_dir)
+    scored = [e.step for e in lineage(run_dir) if e.kind == "eval"]
+    assert scored == ([5, 10, NUM_STEPS] if step == 5 else [NUM_STEPS])
+    assert sorted(losses(run_dir)) == list(range(1, NUM_STEPS + 1))
 
 
 @pytest.mark.parametrize("stop_after_steps", [3, None], ids=["stopped", "finished"])
