@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from launch.environment import base_environment, detect_accelerator
+from launch.rank_environment import take_rank_environment
+from launch.rank_record import recorded
 from pipeline.errors import PipelineError
 
 
@@ -52,9 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads of a rank; default: 1")
     parser.add_argument("--accelerator", choices=["auto", "cpu", "cuda"], default="auto")
     options = parser.parse_args(arguments)
+    run_dir = options.run.absolute()
+    take_rank_environment(run_dir)
     set_environment(options.accelerator, options.threads)
     try:
-        run_rank(options.run.absolute(), options.stop_after_steps)
+        with recorded(run_dir, int(os.environ.get("RANK", "0"))):
+            run_rank(run_dir, options.stop_after_steps)
     except PipelineError as exc:
         print(f"{exc.kind}: {exc}", file=sys.stderr, flush=True)
         return exc.exit_code
