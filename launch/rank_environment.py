@@ -12,8 +12,12 @@ from pathlib import Path
 
 FILE = "rank-environment.json"
 
-PASSED_ON = ("TANDEM_", "OMP_", "GLOO_", "NCCL_", "TORCH_", "DS_", "UCX_", "FI_")
-"""Prefixes of variables that ranks read: ours, threads, networks, torch, DeepSpeed's choices."""
+PASSED_ON = (
+    "TANDEM_", "OMP_", "GLOO_", "NCCL_", "TORCH_", "DS_", "UCX_", "FI_",
+    "AWS_", "GOOGLE_", "FSSPEC_",
+)  # fmt: skip
+"""Prefixes of variables that ranks read: ours, threads, networks, torch, DeepSpeed's choices, and
+the keys to object stores."""
 
 SECRETS = "MLFLOW"
 """Prefix of variables that `deepspeed` would put on the remote command line and into its log."""

@@ -15,6 +15,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launch.environment import Accelerator
+from launch.run_dirs import shared_shards_of
 from pipeline.config.cluster import ClusterConfig, check_run_on_cluster
 from pipeline.config.load import RUN_FILE, read_run
 from pipeline.errors import ConfigError, LaunchError
@@ -104,12 +105,11 @@ def _done(references: list[Any]) -> list[Any]:
 
 def files_to_see(run_dir: Path) -> dict[str, str]:
     """Give what ranks of a run need to see: how to call it, and a file that proves it."""
-    is_probe = not (run_dir / RUN_FILE).is_file()
-    wanted = {
-        f"the run directory {run_dir}": str(run_dir / ("probe.yaml" if is_probe else RUN_FILE))
-    }
-    shards = None if is_probe else read_run(run_dir).data.prepared_dir
-    if shards is not None:
+    name = f"the run directory {run_dir}"
+    if not (run_dir / RUN_FILE).is_file():
+        return {name: str(run_dir / "probe.yaml")}
+    wanted = {name: str(run_dir / RUN_FILE)}
+    if (shards := shared_shards_of(run_dir)) is not None:
         wanted[f"the shards {shards}"] = str(shards / "manifest.json")
     return wanted
 

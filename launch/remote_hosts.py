@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.config.load import read_run
+from launch.run_dirs import shared_shards_of
 from pipeline.errors import ConfigError, LaunchError
 
 TOKEN_FILE = ".seen-by-hosts"
@@ -36,7 +36,7 @@ def check_hosts(hosts: Sequence[str], run_dir: Path, environment: Mapping[str, s
         f"the run directory {run_dir}": f"grep -q {token} {run_dir / TOKEN_FILE}",
         f"the Python {sys.executable}": f"test -x {sys.executable}",
     }
-    if (shards := shards_of(run_dir)) is not None:
+    if (shards := shared_shards_of(run_dir)) is not None:
         wanted[f"the shards {shards}"] = f"test -r {shards / 'manifest.json'}"
     # Each test says its number when it holds, so that silence names what is missing.
     questions = [f"{test} && echo has-{number}" for number, test in enumerate(wanted.values())]
@@ -75,11 +75,6 @@ def end_ranks(hosts: Sequence[str], run_dir: Path, environment: Mapping[str, str
     pattern = f"--run [/]{re.escape(str(run_dir)[1:])}( |$)"
     with suppress(LaunchError):
         _on_all(hosts, f"pkill -KILL -f -- {shlex.quote(pattern)}", environment)
-
-
-def shards_of(run_dir: Path) -> Path | None:
-    """Give the directory of the shards that a training run reads; None for a probe."""
-    return read_run(run_dir).data.prepared_dir if (run_dir / "run.yaml").is_file() else None
 
 
 def check_shell_safe(path: Path) -> None:

@@ -15,6 +15,8 @@ from typing import Literal
 from launch.environment import base_environment, detect_accelerator
 from launch.rank_environment import take_rank_environment
 from launch.rank_record import recorded
+from pipeline.config.load import read_run
+from pipeline.data.staging import stage
 from pipeline.errors import PipelineError
 
 
@@ -35,6 +37,7 @@ def run_rank(run_dir: Path, stop_after_steps: int | None = None) -> None:
     else:
         from pipeline.training.train import train
 
+        stage(read_run(run_dir).data)
         train(run_dir, stop_after_steps)
 
 

@@ -128,7 +128,7 @@ def dump_yaml(config: BaseModel) -> str:
 def config_hash(run: RunConfig) -> str:
     """Give the sha256 of what a run computes; where its results stand does not count."""
     tree = run.model_dump(mode="json", exclude=set(PLACE_FIELDS))
-    for key in ("output_dir", "prepared_dir"):
+    for key in ("output_dir", "prepared_dir", "prepared_url"):
         tree["data"].pop(key)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 

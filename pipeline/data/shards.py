@@ -266,16 +266,9 @@ def verify_shards(prepared_dir: Path) -> None:
         DataError: Lists each file that is missing, damaged or contradicts the manifest.
     """
     manifest = load_manifest(prepared_dir)
-    expected = {
-        TOKENIZER_NAME: manifest.tokenizer_sha256,
-        TOKEN_BYTES_NAME: manifest.token_bytes_sha256,
-    }
     records = [shard for split in manifest.splits.values() for shard in split.shards]
-    for shard in records:
-        expected[f"{shard.name}.bin"] = shard.sha256
-        expected[f"{shard.name}.idx"] = shard.index_sha256
     problems = []
-    for name, sha256 in expected.items():
+    for name, sha256 in expected_files(manifest).items():
         path = manifest.directory / name
         if not path.is_file():
             problems.append(f"{name} is missing")
@@ -288,6 +281,19 @@ def verify_shards(prepared_dir: Path) -> None:
             f"{manifest.directory} is not as it was prepared: {'; '.join(problems)}; "
             "delete the directory and prepare again"
         )
+
+
+def expected_files(manifest: ShardManifest) -> dict[str, str]:
+    """Give the files that stand beside a manifest: name to sha256."""
+    expected = {
+        TOKENIZER_NAME: manifest.tokenizer_sha256,
+        TOKEN_BYTES_NAME: manifest.token_bytes_sha256,
+    }
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            expected[f"{shard.name}.bin"] = shard.sha256
+            expected[f"{shard.name}.idx"] = shard.index_sha256
+    return expected
 
 
 def describe_prepared(prepared_dir: Path) -> dict[str, Any]:
