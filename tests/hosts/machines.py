@@ -30,7 +30,7 @@ class Machine:
     """One host: how to run something on it, and how it loses power."""
 
     def __init__(self, name: str, address: str, place: Path, namespace: str) -> None:
-        """Start the first process of the host in an existing network namespace.
+        """Switch the host on, in a network namespace that exists.
 
         Args:
             name: Host name, which its peers resolve.
@@ -43,20 +43,26 @@ class Machine:
         self.place = place
         self.variables: dict[str, str] = {}
         """What a login on this host finds set, beside what every host has."""
+        self._namespace = namespace
         for part in ("home", "tmp", "ray"):
             (place / part).mkdir(parents=True)
+        self.power_on()
+
+    def power_on(self) -> None:
+        """Start the first process of the host."""
         command = [
-            "setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", namespace,
+            "setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._namespace,
             "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc",
-            "--uts", "--ipc", "bash", "-c", INIT, "init", name, str(SHM_BYTES), str(place / "ray"),
+            "--uts", "--ipc", "bash", "-c", INIT,
+            "init", self.name, str(SHM_BYTES), str(self.place / "ray"),
         ]  # fmt: skip
-        log = place / "host.log"
+        log = self.place / "host.log"
         with log.open("wb") as errors:
             self._outer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd="/")
         assert self._outer.stdout is not None
         if self._outer.stdout.readline() != b"up\n":
             self._outer.kill()
-            raise AssertionError(f"host {name} did not come up: {log.read_text()}")
+            raise AssertionError(f"host {self.name} did not come up: {log.read_text()}")
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children")
         self._init = int(children.read_text().split()[0])
 

@@ -49,6 +49,8 @@ def test_power_off_ends_every_process_and_teardown_survives_a_failure(tmp_path: 
             sleeper = hosts["one"].start(["sleep", "60"], tmp_path / "log")
             hosts["one"].power_off()
             assert sleeper.wait(timeout=10) != 0
+            hosts["one"].power_on()
+            assert said(hosts["one"], "hostname") == "one"
             raise RuntimeError("a test failed")
 
     with pytest.raises(RuntimeError, match="a test failed"):
