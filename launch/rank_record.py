@@ -6,6 +6,7 @@ whose host lost power, says nothing more; the others fail a moment later because
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,8 +20,8 @@ from pipeline.tracking.events import Event, read_events
 
 FINAL_KINDS = ("ConfigError", "DataError", "CheckpointError", "TrainingDiverged")
 """Errors that the next attempt would meet again."""
-FOLLOWING_KINDS = ("RuntimeError", "DistBackendError", "DistNetworkError", "LaunchError")
-"""Errors that ranks meet because another one is gone."""
+LOST_PEER = re.compile(r"gloo|nccl|tcpstore|connection|\bpeer\b|timed out|found no group", re.I)
+"""How an error reads that a rank meets because another one is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +108,14 @@ def first_failure(run_dir: Path, endings: Mapping[int, str] | None = None) -> Ra
 
     Args:
         run_dir: The run directory.
-        endings: The ranks known to have failed, and how their processes ended; None where only
-            they themselves can tell.
+        endings: Ranks known to have failed, and how their processes ended. Ray reports those that
+            it sees first; None where only the ranks themselves can tell.
     """
     records = read_records(run_dir)
     spoke = [rank for rank, record in records.items() if record.kind is not None]
-    own = [rank for rank in spoke if records[rank].kind not in FOLLOWING_KINDS]
-    silent = [rank for rank in sorted(records if endings is None else endings) if rank not in spoke]
+    own = [rank for rank in spoke if not LOST_PEER.search(records[rank].cause or "")]
+    known = sorted(endings or {})
+    silent = [rank for rank in [*known, *sorted(records)] if rank not in spoke]
     step = newest_checkpoint_step(run_dir)
     rank = next(iter([*own, *silent, *spoke]), None)
     if rank is None:
@@ -155,4 +157,4 @@ def _place(run_dir: Path, record: RankRecord | None) -> str:
 def _cause(record: RankRecord | None, ending: str | None) -> str:
     if record is not None and record.kind is not None:
         return f"{record.kind}: {record.cause}"
-    return ending or "no word: it was killed, or its host was lost"
+    return ending or "no word: it was killed, it hangs, or its host was lost"

@@ -64,8 +64,16 @@ def test_a_killed_rank_comes_before_those_that_lost_it(run_dir: Path) -> None:
         f"rank 1 of run on {HOST} before its first step failed with signal SIGKILL"
     )
     assert not failure.is_final
-    # Where the launcher cannot tell, the rank's silence does.
-    assert "rank 1 of run" in str(first_failure(run_dir))
+    # Where the launcher cannot tell, or was told of the other only, the rank's silence does.
+    for endings in (None, {0: "exit code 1"}):
+        failure = first_failure(run_dir, endings)
+        assert f"rank 1 of run on {HOST} before its first step failed with no word" in str(failure)
+
+
+def test_an_error_that_tells_of_no_peer_is_the_ranks_own(run_dir: Path) -> None:
+    begin(run_dir, 0)
+    fail(run_dir, 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert "rank 1 of run" in str(first_failure(run_dir, {1: "exit code 1"}))
 
 
 def test_an_error_of_its_own_comes_before_a_silent_rank(run_dir: Path) -> None:
