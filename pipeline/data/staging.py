@@ -12,12 +12,12 @@ from pipeline.data.shards import (
     MANIFEST_NAME,
     ShardManifest,
     commit_file,
-    expected_files,
     load_manifest,
     write_atomic,
 )
 from pipeline.data.storage import file_sha256
 from pipeline.data.streams import open_binary
+from pipeline.data.verification import expected_files
 from pipeline.errors import DataError
 
 CHUNK_BYTES = 8 << 20

@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.config.data import DataConfig
 from pipeline.data.ray_surroundings import environment_set
-from pipeline.data.shards import MANIFEST_NAME, ShardManifest, expected_files, load_manifest
+from pipeline.data.shards import MANIFEST_NAME, ShardManifest, load_manifest
 from pipeline.data.staging import stage
+from pipeline.data.verification import expected_files
 from pipeline.errors import DataError
 
 
