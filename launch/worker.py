@@ -16,7 +16,6 @@ from launch.environment import base_environment, detect_accelerator
 from launch.rank_environment import take_rank_environment
 from launch.rank_record import recorded
 from pipeline.config.load import read_run
-from pipeline.data.staging import stage
 from pipeline.errors import PipelineError
 
 
@@ -35,6 +34,7 @@ def run_rank(run_dir: Path, stop_after_steps: int | None = None) -> None:
 
         run_probe(run_dir)
     else:
+        from pipeline.data.staging import stage
         from pipeline.training.train import train
 
         stage(read_run(run_dir).data)
