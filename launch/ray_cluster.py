@@ -9,6 +9,7 @@ checkpoints are the run's own, so every attempt goes on from the newest at whate
 import shutil
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ class RayLauncher:
             clear_records(run_dir)
             growth = Growth(room, size, self._stop)
             trainer = build_trainer(room, self._cluster, size, stop_after_steps)
-            fit(trainer, run_dir, goes_on=lambda growth=growth: self._goes_on(run_dir, growth))
+            fit(trainer, run_dir, goes_on=partial(self._goes_on, run_dir, growth))
             if is_probe(run_dir) and self._stop.is_made and read_verdict(run_dir) is None:
                 # Leaving the session ends its workers.
                 return "stopped"
