@@ -22,6 +22,7 @@ from launch.environment import (
 )
 from launch.parent_death import signal_on_parent_death
 from launch.rank_logs import last_lines, log_path, redirect_output
+from launch.rank_record import RankFailure, clear_records, first_failure
 from launch.stopping import StopRequest, is_probe
 from launch.worker import exit_at_once
 from pipeline.config.cluster import ClusterConfig
@@ -95,8 +96,9 @@ class LocalLauncher:
                 "use cluster.accelerator=cpu"
             )
         run_dir = run_dir.absolute()
-        # What an earlier attempt left must not pass for the verdict of this one.
+        # What an earlier attempt left must not pass for what this one says.
         clear_stopped(run_dir)
+        clear_records(run_dir)
         with self._stop.reaching(run_dir):
             ranks = self._start(run_dir, num_workers, stop_after_steps)
             try:
@@ -172,33 +174,22 @@ def verdict_of(run_dir: Path) -> Verdict:
     return verdict
 
 
-def describe_failure(run_dir: Path, exit_codes: dict[int, int | None]) -> LaunchError:
-    """Name the rank that failed first, how it ended, and its last output.
-
-    A rank that loses a peer writes its own error a moment later, so the log that ended first
-    belongs to the cause.
+def describe_failure(run_dir: Path, exit_codes: dict[int, int | None]) -> RankFailure:
+    """Name the rank that the others followed, where and after which step, and how it ended.
 
     Args:
         run_dir: The run directory.
         exit_codes: Failed ranks and how they ended; a negative code is a signal.
     """
+    endings = {rank: describe_ending(code) for rank, code in exit_codes.items()}
+    return first_failure(run_dir, endings)
 
-    def ended_at(rank: int) -> float:
-        log = log_path(run_dir, rank)
-        return log.stat().st_mtime if log.exists() else 0.0
 
-    rank = min(exit_codes, key=ended_at)
-    code = exit_codes[rank]
-    ending = f"exit code {code}"
+def describe_ending(code: int | None) -> str:
+    """Say how a process ended, given what its parent was told."""
     if code is not None and code < 0:
-        ending = f"signal {signal.Signals(-code).name}"
-    log = log_path(run_dir, rank)
-    error = LaunchError(
-        f"rank {rank} of {run_dir.name} failed with {ending}; log: {log}\n{last_lines(log)}"
-    )
-    if code == 2:
-        error.exit_code = 2
-    return error
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
 
 
 def _wait(ranks: list[ForkServerProcess], run_dir: Path, stop: StopRequest) -> list[int]:

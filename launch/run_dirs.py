@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.preparing import Prepare
-from pipeline.config.load import dump_yaml, lineage_hash, read_run
+from pipeline.config.load import RUN_FILE, dump_yaml, lineage_hash, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.tracking.atomic import write_text_atomic
@@ -15,6 +15,7 @@ SHOWN_DIFFERENCES = 5
 PLACES = (
     "name:", "output_dir:", "tracking.", "profile.", "data.output_dir:", "data.prepared_dir:",
     "guard.max_attempts_without_progress:", "guard.allow_mismatch:",
+    "data.prepared_url:",
 )  # fmt: skip
 """Fields that say where things stand and what is looked at; the config hash leaves them out too."""
 
@@ -57,6 +58,18 @@ def with_prepared(run: RunConfig, prepared_dir: Path) -> RunConfig:
     """Give the run with the directory of its shards filled in, so that ranks never prepare."""
     data = run.data.model_copy(update={"prepared_dir": prepared_dir.absolute()})
     return run.model_copy(update={"data": data})
+
+
+def shared_shards_of(run_dir: Path) -> Path | None:
+    """Give the directory of shards that every host must see.
+
+    Returns:
+        None for a probe, and for shards that each host copies from an object store.
+    """
+    if not (run_dir / RUN_FILE).is_file():
+        return None
+    data = read_run(run_dir).data
+    return data.prepared_dir if data.prepared_url is None else None
 
 
 def check_owner(run_dir: Path, run: RunConfig) -> None:

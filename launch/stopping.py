@@ -22,7 +22,7 @@ class StopRequest:
             on_event: Called with a line that says what a request leads to.
         """
         self.is_made = False
-        self._on_event = on_event
+        self.on_event = on_event
         self._run_dir: Path | None = None
         self._is_listening = False
 
@@ -36,12 +36,12 @@ class StopRequest:
             raise KeyboardInterrupt
         self.is_made = True
         if self._run_dir is None:
-            self._on_event("stopping once this is done; once more ends at once")
+            self.on_event("stopping once this is done; once more ends at once")
         elif is_probe(self._run_dir):
-            self._on_event("stopping this probe; it starts over the next time")
+            self.on_event("stopping this probe; it starts over the next time")
         else:
             (self._run_dir / STOP_FILE).touch()
-            self._on_event("stopping after this step, with a checkpoint; once more ends at once")
+            self.on_event("stopping after this step, with a checkpoint; once more ends at once")
 
     @contextmanager
     def reaching(self, run_dir: Path) -> Iterator[None]:

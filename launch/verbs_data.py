@@ -80,7 +80,7 @@ def verify(
 ) -> None:
     """Check shards, and the checkpoints of a run, against their recorded hashes."""
     from launch.display import Display
-    from pipeline.data.shards import verify_shards
+    from pipeline.data.verification import verify_shards
 
     prepared_dir = prepared_of(directory)
     verify_shards(prepared_dir)

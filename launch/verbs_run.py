@@ -97,6 +97,7 @@ def init(
     """Write a resolved run directory and prepare its data; start nothing."""
     from launch import build_launcher
     from launch.display import Display
+    from launch.hostfile import HostfileLauncher
     from launch.preparing import preparing
     from launch.run_dirs import init_run
     from launch.stopping import StopRequest
@@ -107,7 +108,8 @@ def init(
     display = Display(as_json=as_json)
     plan = describe(request, display.say)
     starter = build_launcher(request.cluster, StopRequest(display.say))
-    command = starter.command(Path(plan["run_dir"]), num_workers=request.cluster.num_workers)
+    num_workers = request.cluster.num_workers
+    command = starter.command(Path(plan["run_dir"]), num_workers=num_workers)
     if dry_run:
         display.answer(plan | {"command": command}, dry_run_lines(plan, command))
         return
@@ -118,6 +120,11 @@ def init(
         f"start it with: {' '.join(command)}",
     ]
     answer = {"run_dir": str(run_dir), "automatic": plan["automatic"], "command": command}
+    if isinstance(starter, HostfileLauncher):
+        by_host = starter.commands_by_host(run_dir, num_workers=num_workers)
+        lines.append("or, where the hosts have no ssh, on each of them:")
+        lines += [f"  {host}: {' '.join(words)}" for host, words in by_host.items()]
+        answer["command_by_host"] = by_host
     display.answer(answer, lines)
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from launch.environment import base_environment, detect_accelerator
+from launch.rank_environment import take_rank_environment
+from launch.rank_record import recorded
+from pipeline.config.load import read_run
 from pipeline.errors import PipelineError
 
 
@@ -32,9 +35,11 @@ def run_rank(run_dir: Path, stop_after_steps: int | None = None) -> None:
         run_probe(run_dir)
     else:
         from launch.rank_watch import watched
+        from pipeline.data.staging import stage
         from pipeline.training.phases import enter
         from pipeline.training.train import train
 
+        stage(read_run(run_dir).data)
         with watched(run_dir):
             train(run_dir, stop_after_steps)
             enter("exit")
@@ -56,9 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads of a rank; default: 1")
     parser.add_argument("--accelerator", choices=["auto", "cpu", "cuda"], default="auto")
     options = parser.parse_args(arguments)
+    run_dir = options.run.absolute()
+    take_rank_environment(run_dir)
     set_environment(options.accelerator, options.threads)
     try:
-        run_rank(options.run.absolute(), options.stop_after_steps)
+        with recorded(run_dir, int(os.environ.get("RANK", "0"))):
+            run_rank(run_dir, options.stop_after_steps)
     except PipelineError as exc:
         print(f"{exc.kind}: {exc}", file=sys.stderr, flush=True)
         return exc.exit_code

@@ -40,8 +40,11 @@ ON_REQUEST = ("gpu", "medium", "bench", "long")
 """Markers whose tests run only when `-m` names them, whatever else it says."""
 
 ROOT = pytest.StashKey[Path]()
+NAMESPACE_PROGRAMS = ("ip", "nsenter", "unshare", "setpriv", "mount", "pdsh", "ssh", "ssh-keygen")
+"""What tests on several hosts need, beside root."""
+
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
-"""Programs that this machine lacks, to the number of tests that need them."""
+"""Why tests are left out, to their number."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,27 +74,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     dropped = [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]
     lacking = config.stash.setdefault(LEFT_OUT, {})
     for item in items:
-        if item not in dropped and (program := missing_program(item)) is not None:
-            lacking[program] = lacking.get(program, 0) + 1
+        if item not in dropped and (reason := reason_to_leave_out(item)) is not None:
+            lacking[reason] = lacking.get(reason, 0) + 1
             dropped.append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
 
 
-def missing_program(item: pytest.Item) -> str | None:
-    """Name a program that a test needs and this machine lacks; in CI every test has to run."""
+def reason_to_leave_out(item: pytest.Item) -> str | None:
+    """Say what a test needs and this machine lacks; in CI every test has to run."""
     if os.environ.get("CI") == "true":
         return None
     needed = [program for mark in item.iter_markers("needs_program") for program in mark.args]
-    return next((program for program in needed if shutil.which(program) is None), None)
+    if item.get_closest_marker("netns") is not None:
+        if os.geteuid() != 0:
+            return "only root makes network namespaces"
+        needed += NAMESPACE_PROGRAMS
+    missing = next((program for program in needed if shutil.which(program) is None), None)
+    return None if missing is None else f"{missing} is not installed"
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    for program, number in config.stash.get(LEFT_OUT, {}).items():
-        terminalreporter.write_line(f"{number} tests left out: {program} is not installed")
+    for reason, number in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"{number} tests left out: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Where a run runs: launcher, ranks, threads; and the checks that need run and cluster together."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.batching import BatchPlan, plan_batches
 from pipeline.config.schema import RunConfig
@@ -17,7 +17,15 @@ class ClusterConfig(Section):
     launcher: Literal["local", "ray", "hostfile"] = "local"
     """Processes on this machine, Ray Train workers, or `deepspeed` over the hosts of a hostfile."""
     num_workers: int = Field(default=1, ge=1)
-    """World size: number of ranks over all hosts."""
+    """World size: number of ranks over all hosts; the largest one where `min_workers` is given."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Smallest world size that a run under Ray goes on with after it lost nodes, and from which it
+    grows again, keeping its global batches; None waits for room for `num_workers`. Sizes over which
+    the global batch does not divide are left out."""
+    max_failures: int = Field(default=3, ge=1)
+    """Failures in a row, without a new checkpoint between them, that end a run under Ray; 1 never
+    restarts. Three tell a lost node from a fault that repeats itself. Other launchers do not
+    restart: the same command goes on from the newest checkpoint."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPU threads of one rank (OMP_NUM_THREADS); ranks x threads should not exceed the cores."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -28,6 +36,15 @@ class ClusterConfig(Section):
     """Hosts and slots in DeepSpeed's format; hostfile launcher only."""
     placement: Literal["pack", "spread"] = "pack"
     """Whether Ray puts ranks on few nodes or on many."""
+
+    @model_validator(mode="after")
+    def _sizes_are_ordered(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers={self.min_workers} is above num_workers={self.num_workers}; "
+                f"nearest: min_workers={self.num_workers}"
+            )
+        return self
 
 
 def check_run_on_cluster(

@@ -181,6 +181,10 @@ class DataConfig(Section):
     """Where prepared shards stand; None takes `data/` in the run's output directory."""
     prepared_dir: Path | None = None
     """A prepared directory to use as it is; written into a resolved run: ranks never prepare."""
+    prepared_url: str | None = None
+    """The same directory in an object store, such as `s3://bucket/data/FINGERPRINT`: before its
+    ranks start, every host copies it to `prepared_dir`, which may be a disk of its own, and checks
+    each file's hash."""
 
     @property
     def named_sources(self) -> dict[str, SourceConfig]:
@@ -190,6 +194,12 @@ class DataConfig(Section):
     def source_field(self, name: str) -> str:
         """Give the field that holds a named source, for messages."""
         return f"data.sources.{name}" if self.sources else "data.source"
+
+    @model_validator(mode="after")
+    def _url_has_a_place(self) -> Self:
+        if self.prepared_url is not None and self.prepared_dir is None:
+            raise ValueError("prepared_url needs prepared_dir: where each host keeps its copy")
+        return self
 
     @model_validator(mode="after")
     def _sources_agree(self) -> Self:

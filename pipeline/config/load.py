@@ -145,7 +145,7 @@ def lineage_hash(run: RunConfig) -> str:
 
 def _hash_without(run: RunConfig, fields: tuple[str, ...]) -> str:
     tree = run.model_dump(mode="json", exclude=set(fields))
-    for key in ("output_dir", "prepared_dir"):
+    for key in ("output_dir", "prepared_dir", "prepared_url"):
         tree["data"].pop(key)
     for key in START_FIELDS:
         tree["guard"].pop(key)

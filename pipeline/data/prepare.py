@@ -21,6 +21,7 @@ from pipeline.data.shards import (
     load_manifest,
 )
 from pipeline.data.sources import Source, build_sources
+from pipeline.data.staging import stage
 from pipeline.errors import ConfigError, DataError
 
 
@@ -43,6 +44,7 @@ def prepare(data: DataConfig, on_event: OnEvent = lambda event: None) -> ShardMa
         LaunchError: The Ray cluster cannot be reached.
     """
     sources = build_sources(data)
+    stage(data)
     if data.prepared_dir is not None:
         return _use_prepared(data, data.prepared_dir, sources, on_event)
     if data.output_dir is None:

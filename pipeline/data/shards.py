@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.data.indexed import little_endian, read_index
-from pipeline.data.storage import file_sha256
+from pipeline.data.indexed import little_endian
 from pipeline.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -259,37 +258,6 @@ def load_token_bytes(prepared_dir: Path) -> npt.NDArray[np.int32]:
     return np.asarray(array, dtype=np.int32)
 
 
-def verify_shards(prepared_dir: Path) -> None:
-    """Check every file of a prepared directory against its manifest.
-
-    Raises:
-        DataError: Lists each file that is missing, damaged or contradicts the manifest.
-    """
-    manifest = load_manifest(prepared_dir)
-    expected = {
-        TOKENIZER_NAME: manifest.tokenizer_sha256,
-        TOKEN_BYTES_NAME: manifest.token_bytes_sha256,
-    }
-    records = [shard for split in manifest.splits.values() for shard in split.shards]
-    for shard in records:
-        expected[f"{shard.name}.bin"] = shard.sha256
-        expected[f"{shard.name}.idx"] = shard.index_sha256
-    problems = []
-    for name, sha256 in expected.items():
-        path = manifest.directory / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif file_sha256(path) != sha256:
-            problems.append(f"{name} is damaged ({path.stat().st_size} bytes, sha256 differs)")
-    if not problems:
-        problems = [text for shard in records for text in _contradictions(manifest, shard)]
-    if problems:
-        raise DataError(
-            f"{manifest.directory} is not as it was prepared: {'; '.join(problems)}; "
-            "delete the directory and prepare again"
-        )
-
-
 def describe_prepared(prepared_dir: Path) -> dict[str, Any]:
     """Summarise a prepared directory for printing: sources, sizes, vocabulary, drops, shards.
 
@@ -337,12 +305,3 @@ def _map_shard(manifest: ShardManifest, shard: ShardRecord) -> npt.NDArray[Any]:
             f"{dtype.itemsize} bytes; delete its directory and prepare again"
         )
     return np.memmap(path, dtype=dtype, mode="r")
-
-
-def _contradictions(manifest: ShardManifest, shard: ShardRecord) -> list[str]:
-    index = read_index(manifest.directory / f"{shard.name}.idx")
-    found = (index.dtype, index.num_tokens, len(index.lengths_tokens))
-    promised = (manifest.dtype, shard.tokens, shard.documents)
-    if found != promised:
-        return [f"{shard.name}.idx has {found}, the manifest says {promised}"]
-    return []

@@ -38,7 +38,7 @@ from pipeline.tracking.store import PROBE_FILE
 EVENTS_FILE = "events.jsonl"
 MANIFEST_FILE = "manifest.json"
 EXPERIMENT = "tandem/data"
-PLACE_FIELDS = frozenset({"output_dir", "prepared_dir"})
+PLACE_FIELDS = frozenset({"output_dir", "prepared_dir", "prepared_url"})
 """Fields of the data config that say where shards stand, not what they are."""
 MAX_NAMED_FILES = 16
 """A source of more files is one dataset with a digest over all of them."""

@@ -15,9 +15,10 @@ import zstandard
 from pipeline.config.data import DataConfig
 from pipeline.data.documents import BadFile
 from pipeline.data.prepare import prepare
-from pipeline.data.shards import ShardManifest, verify_shards
+from pipeline.data.shards import ShardManifest
 from pipeline.data.sources import build_sources, plan_splits
 from pipeline.data.split_reader import BadPiece, SplitReader
+from pipeline.data.verification import verify_shards
 from pipeline.errors import DataError
 
 Make = Callable[..., DataConfig]

@@ -20,8 +20,9 @@ from pipeline.config.data import DataConfig
 from pipeline.data.indexed import read_index, token_dtype
 from pipeline.data.make_shards import ShardJob, is_validation, make_shards
 from pipeline.data.prepare import prepare
-from pipeline.data.shards import ShardManifest, ShardSet, load_token_bytes, verify_shards
+from pipeline.data.shards import ShardManifest, ShardSet, load_token_bytes
 from pipeline.data.sources import build_sources, plan_splits
+from pipeline.data.verification import verify_shards
 from pipeline.errors import DataError
 
 pytestmark = pytest.mark.slow

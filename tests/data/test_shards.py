@@ -13,9 +13,9 @@ from pipeline.data.shards import (
     describe_prepared,
     load_manifest,
     load_token_bytes,
-    verify_shards,
     write_manifest,
 )
+from pipeline.data.verification import verify_shards
 from pipeline.errors import DataError
 
 Make = Callable[..., ShardManifest]

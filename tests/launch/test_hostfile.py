@@ -30,6 +30,8 @@ def test_slots_are_read_by_host(tmp_path: Path) -> None:
         ("node-a slots=0", ":1: 'node-a slots=0' is not of the form"),
         ("node-a slots=1\nnode-b", ":2: 'node-b' is not of the form"),
         ("node-a slots=1\nnode-a slots=1", ":2: host node-a stands twice"),
+        ("$(touch${IFS}x) slots=1", ":1: '$(touch${IFS}x)' is not the name of a host"),
+        ("-oProxyCommand=x slots=1", ":1: '-oProxyCommand=x' is not the name of a host"),
     ],
 )
 def test_a_wrong_hostfile_is_refused_by_line(tmp_path: Path, content: str, message: str) -> None:
@@ -89,15 +91,66 @@ def test_threads_and_accelerator_reach_the_ranks_as_arguments(
     assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
-def make_programs(directory: Path, monkeypatch: pytest.MonkeyPatch, pdsh: str) -> None:
+ANSWERS = """
+import sys
+hosts, command = sys.argv[sys.argv.index("-w") + 1].split(","), sys.argv[-1]
+if "echo here" in command:
+    for host in hosts:
+        for word in ({words}):
+            print(f"{{host}}: {{word}}")
+    sys.exit()
+if "pkill" in command:
+    open({ended!r}, "w").write(command)
+    sys.exit()
+"""
+"""What every `pdsh` of these tests does first: say that all is there, and note what it ends."""
+
+
+def make_programs(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pdsh: str,
+    words: tuple[str, ...] = ("has-0", "has-1", "here"),
+) -> None:
     """Put an `ssh` that reaches every host and a `pdsh` of one's own first on PATH."""
     programs = directory / "bin"
     programs.mkdir()
-    for name, body in {"ssh": "", "pdsh": pdsh}.items():
+    answers = ANSWERS.format(words=words, ended=str(directory / "ended"))
+    for name, body in {"ssh": "", "pdsh": answers + pdsh}.items():
         program = programs / name
         program.write_text(f"#!{sys.executable}\n{body}\n")
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_a_host_that_lacks_something_stops_the_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_programs(tmp_path, monkeypatch, "", words=("has-1", "here"))
+    with pytest.raises(LaunchError) as caught:
+        launcher_for(tmp_path, "node-a slots=1\nnode-b slots=1\n").run(tmp_path, num_workers=2)
+    for host in ("node-a", "node-b"):
+        assert f"{host} does not have the run directory {tmp_path}" in str(caught.value)
+    assert not (tmp_path / "launcher.log").exists()
+    assert not (tmp_path / ".seen-by-hosts").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "x;touch y", "$(id)", "100%h"])
+def test_a_path_that_a_remote_shell_would_read_is_refused(tmp_path: Path, name: str) -> None:
+    launcher = launcher_for(tmp_path, "node-a slots=2\n")
+    with pytest.raises(ConfigError, match="which a shell on the hosts would read"):
+        launcher.command(tmp_path / name, num_workers=2)
+
+
+def test_every_host_has_a_command_of_its_own_where_there_is_no_ssh(tmp_path: Path) -> None:
+    launcher = launcher_for(tmp_path, "node-a slots=4\nnode-b slots=4\n", accelerator="cpu")
+    commands = launcher.commands_by_host(tmp_path, num_workers=8)
+    assert list(commands) == ["node-a", "node-b"]
+    for number, words in enumerate(commands.values()):
+        assert words[words.index("--master_addr") + 1] == "node-a"
+        assert words[words.index("--node_rank") + 1] == str(number)
+        assert words.index("--no_ssh") < words.index("--module")
+        assert words[-4:] == ["--run", str(tmp_path), "--accelerator", "cpu"]
 
 
 @pytest.mark.slow
@@ -114,6 +167,8 @@ def test_no_token_leaves_this_machine_or_enters_a_log(
     arguments, variables = json.loads(seen.read_text())
     assert arguments[arguments.index("-w") + 1] == "node-a"
     assert not [name for name in variables if name.startswith("MLFLOW")]
+    assert variables["DS_ENV_FILE"] == os.devnull
+    assert "BatchMode=yes" in variables["PDSH_SSH_ARGS_APPEND"]
     log = (tmp_path / "launcher.log").read_text()
     assert "cmd = pdsh" in log
     for text in (log, seen.read_text(), str(caught.value)):
@@ -137,6 +192,7 @@ def test_a_launcher_that_lost_its_ranks_and_exits_well_is_a_failure_that_ends_th
     (tmp_path / "stopped.json").write_text("{}")
     with pytest.raises(LaunchError, match="exit code 0 and without a verdict"):
         launcher_for(tmp_path, "node-a slots=2\n").run(tmp_path, num_workers=2)
+    assert (tmp_path / "ended").read_text().startswith("pkill -KILL -f -- '--run [/]")
     orphan = int(pid_file.read_text())
     deadline = time.monotonic() + 5
     while is_alive(orphan) and time.monotonic() < deadline:
@@ -149,12 +205,10 @@ def is_alive(pid: int) -> bool:
 
 
 LONG_WORK = """
-import sys, time
+import time
 from pathlib import Path
-# DeepSpeed's launcher calls it a second time to end what runs on the hosts.
-if not any("pkill" in word for word in sys.argv):
-    Path({started!r}).touch()
-    time.sleep(600)
+Path({started!r}).touch()
+time.sleep(600)
 """
 
 
@@ -176,3 +230,5 @@ def test_a_stopped_probe_is_ended_without_waiting_for_it(
     threading.Thread(target=stop_when_started, daemon=True).start()
     assert launcher.run(tmp_path, num_workers=2) == "stopped"
     assert started.exists()
+    # DeepSpeed itself would end every run of this user there.
+    assert "deepspeed.launcher.launch" not in (tmp_path / "ended").read_text()

@@ -1,9 +1,23 @@
 """Ranks as Ray Train workers: on what device, and what each reserves."""
 
+from pathlib import Path
+
 import pytest
 
-from launch.ray_cluster import choose_accelerator, worker_resources
-from pipeline.errors import LaunchError
+from launch.ray_nodes import (
+    Node,
+    choose_accelerator,
+    files_to_see,
+    legal_sizes,
+    missing_here,
+    worker_resources,
+)
+from launch.run_dirs import init_run
+from pipeline.config.load import load_cluster, load_run
+from pipeline.data.prepare import prepare
+from pipeline.errors import ConfigError, LaunchError
+
+BATCH_384 = "train.global_batch_tokens=384"
 
 
 def test_a_rank_takes_a_cpu_or_its_share_of_too_few() -> None:
@@ -25,3 +39,35 @@ def test_the_device_is_what_the_cluster_offers() -> None:
         choose_accelerator("auto", {"GPU": 1.0}, 2)
     with pytest.raises(LaunchError, match="the Ray cluster has 0"):
         choose_accelerator("cuda", {"CPU": 2.0}, 2)
+
+
+def test_a_node_holds_as_many_ranks_as_its_scarcest_resource_allows() -> None:
+    node = Node(node_id="a", host="a", resources={"CPU": 8.0, "GPU": 2.0})
+    assert node.room({"CPU": 1.0}) == 8
+    assert node.room({"CPU": 1.0, "GPU": 1.0}) == 2
+    assert node.room({"CPU": 1.0, "TPU": 1.0}) == 0
+    # 3 x 0.66 is below 2, though 2 / 0.66 may fall short of a whole number.
+    assert Node(node_id="a", host="a", resources={"CPU": 2.0}).room({"CPU": 0.66}) == 3
+
+
+def test_an_elastic_run_takes_only_sizes_over_which_its_batch_divides(tiny_run: Path) -> None:
+    run_dir = init_run(load_run(tiny_run, ["name=elastic", BATCH_384]), prepare)
+    # 384 tokens = micro-batches of 2 x 32 tokens, 6 of them.
+    assert legal_sizes(run_dir, 1, 6, "cpu") == [1, 2, 3, 6]
+    assert legal_sizes(run_dir, 4, 4, "cpu") == [4]
+    with pytest.raises(ConfigError, match="not a multiple"):
+        legal_sizes(run_dir, 1, 4, "cpu")
+
+
+def test_the_smallest_size_is_at_most_the_largest() -> None:
+    with pytest.raises(ConfigError, match=r"min_workers=3 is above num_workers=2"):
+        load_cluster(None, ["num_workers=2", "min_workers=3"])
+
+
+def test_what_ranks_need_to_see_is_named(tmp_path: Path, tiny_run: Path) -> None:
+    run_dir = init_run(load_run(tiny_run, ["name=seen"]), prepare)
+    wanted = files_to_see(run_dir)
+    assert missing_here(wanted) == []
+    elsewhere = {name: path.replace(str(run_dir), str(tmp_path)) for name, path in wanted.items()}
+    assert missing_here(elsewhere) == [f"the run directory {run_dir}"]
+    assert len(wanted) == 2
