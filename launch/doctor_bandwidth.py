@@ -116,7 +116,9 @@ def measure_pairs(ranks: Sequence[Rank], *, on_one_host: bool) -> Iterator[Findi
             try:
                 measured[name] = job.result()
             except HostError as exc:
-                yield report.fail(name, f"{backend}: {exc}", _connect_advice(first[0], backend))
+                pair = report.about(name)
+                advice = _connect_advice(first[0], backend)
+                yield pair.fail("all-reduce", f"{backend}: {exc}", advice)
     yield from judge_pairs(measured, backend)
 
 
@@ -155,23 +157,23 @@ def judge_pairs(measured: Mapping[str, list[Any]], backend: str) -> Iterator[Fin
         measured: Pair to its sizes in bytes, seconds and repeats.
         backend: gloo or nccl.
     """
-    report = Reporter("bandwidth")
     speeds = {name: max(size / seconds for size, seconds, _ in rows)
               for name, rows in measured.items()}  # fmt: skip
     for name, rows in measured.items():
+        report = Reporter("bandwidth", name)
         latency, speed, median = rows[0][1], speeds[name], statistics.median(speeds.values())
         found = f"{backend} {speed / 1e9:.2f} GB/s, {latency * 1e3:.2f} ms for {rows[0][0]} bytes"
         values = {"bytes_per_second": speed, "latency_seconds": latency}
         if speed < SLOW_FRACTION * median:
             advice = f"the median pair has {median / 1e9:.2f} GB/s: look at the cable, port or "
             advice += "interface of the host that stands in several slow pairs"
-            yield report.warn(name, found, advice, **values)
+            yield report.warn("all-reduce", found, advice, **values)
         elif speed < LEAST_BYTES_PER_SECOND or latency > MOST_LATENCY_SECONDS:
             advice = "training will wait for this network: take a faster interface with "
             advice += "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME, or fewer hosts"
-            yield report.warn(name, found, advice, **values)
+            yield report.warn("all-reduce", found, advice, **values)
         else:
-            yield report.ok(name, found, **values)
+            yield report.ok("all-reduce", found, **values)
 
 
 def _connect_advice(first: str, backend: str) -> str:

@@ -22,7 +22,8 @@ class Finding:
     advice: str | None = None
     """How to mend it; what is ok has none."""
     host: str | None = None
-    """The host of the hostfile that it is about; None for this machine, or for all hosts."""
+    """The host of the hostfile that it is about, or `HOST - HOST` where it is about two; None for
+    this machine, or for all hosts."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Measured numbers, each named with its unit."""
 

@@ -79,7 +79,7 @@ def reach(hosts: Sequence[str], stack: ExitStack) -> tuple[dict[str | None, Link
     ask_all(links, "set_defaults", variables=variables)
     findings = [explain_ssh(str(host), error) for host, error in errors.items()]
     if hosts and not findings:
-        findings = [report.ok("ssh", f"all {len(hosts)} hosts answer, and their keys are known")]
+        findings = [report.ok("ssh", f"{len(hosts)} hosts answer, their keys are known")]
     return links, findings
 
 
@@ -109,13 +109,13 @@ def pdsh(hosts: Sequence[str]) -> Iterator[Finding]:
     lines = shown.stdout.splitlines()
     missing = [host for host in hosts if f"{host}: here" not in lines]
     if not missing:
-        yield report.ok("pdsh", f"reaches all {len(hosts)} hosts")
+        yield report.ok("pdsh", f"reaches {len(hosts)} hosts")
     errors = shown.stderr.strip().splitlines()
     for host in missing:
         own = [line for line in errors if line.startswith((f"{host}:", f"pdsh@{host}:"))]
-        words = next(iter([*own, *errors[:1]]), "no answer")
+        words = next(iter([*own, *errors[:1]]), "no answer").partition(f"{host}: ")
         advice = "mend ssh first; pdsh runs the same ssh"
-        yield report.about(host).fail("pdsh", words, advice)
+        yield report.about(host).fail("pdsh", words[2] or words[0], advice)
 
 
 def compare_hosts(facts: Mapping[str | None, Mapping[str, Any]]) -> Iterator[Finding]:
@@ -130,11 +130,9 @@ def compare_hosts(facts: Mapping[str | None, Mapping[str, Any]]) -> Iterator[Fin
         [_compare_python(here, fact, report.about(host)) for host, fact in others.items()],
         report.ok("python", f"{here['python']} everywhere"),
     )
-    code = here["code"]
-    state = "" if code is None else f"commit {code['commit']}{' + changes' * code['is_dirty']}"
     yield from one_line_if_all_agree(
         [_compare_code(here, fact, report.about(host)) for host, fact in others.items()],
-        report.ok("code", f"the same everywhere, {state}"),
+        report.ok("code", f"the same everywhere, {_commit(here['code'])}"),
     )
     yield from one_line_if_all_agree(
         [_compare_packages(here, fact, report.about(host)) for host, fact in others.items()],
@@ -168,13 +166,18 @@ def _compare_code(here: Mapping[str, Any], there: Mapping[str, Any], host: Repor
         return host.fail("code", f"no package `launch` on {place}", advice)
     files = sorted(own["files"].keys() | other["files"].keys())
     different = [name for name in files if own["files"].get(name) != other["files"].get(name)]
-    commit = f"commit {other['commit']}{' + changes' * other['is_dirty']}"
     if not different:
-        return host.ok("code", commit)
+        return host.ok("code", _commit(other))
     shown = ", ".join(different[:SHOWN_FILES])
     more = f" and {len(different) - SHOWN_FILES} more" if len(different) > SHOWN_FILES else ""
-    advice = f"bring {other['root']} to commit {own['commit']} of this machine: git pull, or rsync"
-    return host.fail("code", f"{commit} differs in {shown}{more}", advice)
+    advice = f"bring {other['root']} to {_commit(own)} of this machine: git pull, or rsync"
+    return host.fail("code", f"{_commit(other)} differs in {shown}{more}", advice)
+
+
+def _commit(code: Mapping[str, Any] | None) -> str:
+    if code is None or code["commit"] is None:
+        return "no git checkout"
+    return f"commit {code['commit']}{' with changes' * code['is_dirty']}"
 
 
 def _compare_packages(here: Mapping[str, Any], there: Mapping[str, Any], host: Reporter) -> Finding:

@@ -18,7 +18,9 @@ def judge_networks(answers: Answers) -> Iterator[Finding]:
     """Judge the networks of all hosts, or of this machine alone."""
     several = len(answers) > 1
     for host, answer in answers.items():
-        yield interfaces(answer, Reporter("network", host), needs_outside=several)
+        # This machine holds no rank unless the hostfile names it.
+        is_reached = several and host is not None
+        yield interfaces(answer, Reporter("network", host), needs_outside=is_reached)
     yield from one_line_if_all_agree(
         [name_of_own(answer, Reporter("network", host)) for host, answer in answers.items()],
         Reporter("network").ok("own name", _own_names(answers)),

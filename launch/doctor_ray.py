@@ -22,7 +22,8 @@ from launch.doctor_web import ANSWER_SECONDS, Answer, Unreachable, ask_web
 
 ASK_RAY_SECONDS = 90.0
 """Loading Ray takes 2 to 10 s, and it tries a cluster that is silent for about 20 s."""
-LEAST_STORE_GIB = 0.1
+LEAST_STORE_BYTES = 1e8
+"""Three hosts tokenized and trained with as much each; Ray's own minimum is 75 MB."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TOKEN_ADVICE = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own: "
@@ -181,7 +182,10 @@ def judge_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         sum(node["resources_total"].get(kind, 0.0) for node in alive) for kind in ("CPU", "GPU")
     )
     found = f"{len(alive)} alive, {cpus:g} CPUs, {gpus:g} GPUs"
-    if cpus == 0:
+    if not nodes:
+        advice = "wait some seconds: a head joins its own cluster after its dashboard is up"
+        yield report.fail("nodes", found, advice)
+    elif cpus == 0:
         advice = "join workers: `ray start --address HEAD:6379 --num-cpus N`"
         yield report.fail("nodes", found, advice)
     elif dead:
@@ -198,7 +202,7 @@ def judge_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     smallest = min(stores, key=stores.__getitem__)
     room = f"{stores[smallest] / GIB:.2f} GiB at least, on {smallest}"
     values = {"smallest_bytes": stores[smallest]}
-    if stores[smallest] < LEAST_STORE_GIB * GIB:
+    if stores[smallest] < LEAST_STORE_BYTES:
         advice = "ray start --object-store-memory=500000000, with as much room in its /dev/shm"
         yield report.warn("object stores", room, advice, **values)
     else:

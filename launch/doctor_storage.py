@@ -59,7 +59,7 @@ def examine_clocks(links: Mapping[str, Link]) -> Iterator[Finding]:
         findings = list(pool.map(_examine_clock, links, links.values()))
     largest = max(abs(finding.values.get("offset_seconds", 0.0)) for finding in findings)
     merged = report.ok(
-        "clock", f"at most {largest:.3f} s from this machine's", offset_seconds=largest
+        "clock", f"at most {largest * 1e3:.1f} ms from this machine's", offset_seconds=largest
     )
     yield from one_line_if_all_agree(findings, merged)
 
@@ -123,7 +123,7 @@ def examine_storage(directory: Path, links: Mapping[str, Link]) -> Iterator[Find
         for place in directory.glob(f"{name}*"):
             place.unlink(missing_ok=True)
     findings += [_refused(directory, error, report.about(host)) for host, error in errors.items()]
-    merged = report.ok("storage", f"{directory} is read and written by all {len(links)} hosts")
+    merged = report.ok("storage", f"{directory} is read and written by {len(links)} hosts")
     yield from one_line_if_all_agree(findings, merged if links else _writable(directory))
     yield _free_space(directory)
 

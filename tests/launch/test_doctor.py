@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from launch.doctor_bandwidth import choose_backend, judge_device, judge_pairs, plan_rounds
+from launch.doctor_bandwidth import (
+    choose_backend,
+    judge_device,
+    judge_devices,
+    judge_pairs,
+    plan_rounds,
+)
 from launch.doctor_finding import Finding, Reporter
 from launch.doctor_link import HostError, Link
 from launch.doctor_machine import examine_machine, extension_locks
@@ -36,7 +42,7 @@ def test_a_healthy_machine_has_nothing_that_fails(cli) -> None:
     assert shown.tree["schema_version"] == 1
     assert sum(shown.tree["num_findings"].values()) == len(findings)
     (pair,) = (finding for finding in findings if finding["subject"] == "bandwidth")
-    assert pair["name"] == "rank 0 - rank 1"
+    assert (pair["name"], pair["host"]) == ("all-reduce", "rank 0 - rank 1")
     assert pair["values"]["bytes_per_second"] > 1e6
 
 
@@ -148,7 +154,7 @@ def test_a_pair_that_is_slow_beside_the_others_is_warned_about() -> None:
         return [[4096, latency, 20], [1 << 24, (1 << 24) / speed, 5]]
 
     speeds = {"a - b": 1e9, "a - c": 0.2e9, "b - c": 1.1e9}
-    found = {f.name: f for f in judge_pairs({n: rows(s) for n, s in speeds.items()}, "gloo")}
+    found = {str(f.host): f for f in judge_pairs({n: rows(s) for n, s in speeds.items()}, "gloo")}
     assert {name: finding.verdict for name, finding in found.items()} == {
         "a - b": "ok", "a - c": "warn", "b - c": "ok",
     }  # fmt: skip
@@ -221,6 +227,14 @@ def test_devices_that_torch_cannot_use_fail() -> None:
     assert choose_backend([whole, whole], on_one_host=False) == "nccl"
     # NCCL refuses two ranks on one GPU.
     assert choose_backend([whole, whole], on_one_host=True) == "gloo"
+    findings = {f.name: f for f in judge_devices({"node-a": whole}, {"node-a": 4})}
+    assert (findings["slots"].verdict, findings["slots"].found) == ("fail", "4 slots, 1 GPUs")
+    (unequal,) = (
+        finding
+        for finding in judge_devices({"node-a": whole, "node-b": answer}, {})
+        if finding.name == "same devices"
+    )
+    assert unequal.verdict == "warn"
 
 
 @pytest.mark.parametrize(

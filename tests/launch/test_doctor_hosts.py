@@ -63,9 +63,10 @@ def test_two_healthy_hosts_have_nothing_that_fails(cli, hosts: SshHosts, tmp_pat
     assert [f for f in shown.tree["findings"] if f["verdict"] == "fail"] == []
     assert shown.code == 0
     everywhere = {"hostfile", "ssh", "pdsh", "python", "code", "packages", "clock", "storage"}
-    everywhere |= {"device", "machines"} & set(found)
+    everywhere |= {"all-reduce", "device", "machines", "own name", "names"}
     assert {found[name]["verdict"] for name in everywhere} == {"ok"}
-    pair = found["127.0.0.2 - 127.0.0.3"]["values"]
+    pair = found["all-reduce"]["values"]
+    assert found["all-reduce"]["host"] == "127.0.0.2 - 127.0.0.3"
     assert pair["bytes_per_second"] > 1e6
     assert 0 < pair["latency_seconds"] < 1
     assert abs(found["clock"]["values"]["offset_seconds"]) < 1
