@@ -56,8 +56,7 @@ def interfaces(answer: Mapping[str, Any], report: Reporter, *, needs_outside: bo
     taken = f"gloo {gloo}" if gloo == nccl else f"gloo {gloo}, nccl {nccl}"
     found = f"{taken}; {shown}"
     outside = [name for name in listed if listed[name] and _is_outside(name)]
-    wrong = answer["chosen"].get("GLOO_SOCKET_IFNAME", gloo) not in listed
-    if wrong:
+    if not set(gloo.split(",")) <= listed.keys():
         advice = f"set GLOO_SOCKET_IFNAME to one of {', '.join(listed)}"
         return report.fail("interfaces", f"{gloo} does not exist; there are {shown}", advice)
     if needs_outside and outside and not _is_outside(gloo):
@@ -94,13 +93,10 @@ def nccl_interface(answer: Mapping[str, Any]) -> str:
         return str(named)
     usable = [name for name, addresses in answer["interfaces"].items() if addresses]
 
-    def rank(name: str) -> int:
-        prefixes = ("ib", "", "docker", "lo")
-        if name.startswith("ib"):
-            return 0
-        return prefixes.index("lo" if name == "lo" else "docker" if "docker" in name else "")
+    def is_later(name: str) -> tuple[bool, bool, bool]:
+        return name == "lo", name.startswith("docker"), not name.startswith("ib")
 
-    return min(usable, key=rank, default="lo")
+    return min(usable, key=is_later, default="lo")
 
 
 def name_of_own(answer: Mapping[str, Any], report: Reporter) -> Finding:
