@@ -1,163 +1,103 @@
-"""From this machine to a list of findings: what is there, whether it will do, and what to do."""
+"""From this machine, and the hosts and services that are named, to a list of findings."""
 
-import importlib.metadata
 import os
-import shutil
-import socket
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import psutil
-from packaging.requirements import Requirement
-
-from launch.environment import nvidia_devices
-
-Verdict = Literal["ok", "warn", "fail"]
-DISTRIBUTION = "tandem-pretraining"
-SHOWN_PACKAGES = ("torch", "deepspeed", "ray", "mlflow")
-GIB = 1 << 30
-LEAST_MEMORY_GIB = 4.0
-"""Two ranks with torch and DeepSpeed take about 1.5 GiB, a local Ray 1 GiB, MLflow 0.5 GiB."""
-LEAST_DISK_GIB = 5.0
-LEAST_SHARED_GIB = 0.3
-"""Ray's object store stands in /dev/shm; a local Ray of this project takes 0.2 GiB."""
-PROGRAMS = {
-    "chromium": ("chromium", "only the tests of the report's page need it"),
-    "pdsh": ("pdsh", "`deepspeed --hostfile` over ssh needs it; --no_ssh does not"),
-}
-PORTS = {5000: "MLflow's pages (ui --port chooses another)", 29500: "ranks of `deepspeed`"}
+from launch.doctor_bandwidth import IMPORT_SECONDS, judge_devices, measure_pairs
+from launch.doctor_finding import Finding, Reporter
+from launch.doctor_hosts import compare_hosts, examine_machines, pdsh, reach, read_hosts
+from launch.doctor_link import Link, ask_all
+from launch.doctor_machine import examine_machine
+from launch.doctor_mlflow import examine_mlflow
+from launch.doctor_network import judge_networks
+from launch.doctor_ray import examine_ray
+from launch.doctor_storage import examine_clocks, examine_storage
+from launch.doctor_versions import COMPARED_PACKAGES, examine_versions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing looked at."""
+class Request:
+    """What to look at beyond this machine."""
 
-    name: str
-    verdict: Verdict
-    found: str
-    advice: str = ""
-
-
-def examine() -> list[Finding]:
-    """Look at everything that this project needs; changes nothing."""
-    return [
-        _python(),
-        *_packages(),
-        _device(),
-        _cores(),
-        _memory(),
-        _free_space("disk", Path.cwd(), LEAST_DISK_GIB, "runs need room for checkpoints"),
-        _free_space("/dev/shm", Path("/dev/shm"), LEAST_SHARED_GIB, "Ray keeps objects there"),
-        _temporary_directory(),
-        *_ports(),
-        *_programs(),
-    ]
+    hostfile: Path | None = None
+    """As `cluster.hostfile`; its hosts are asked over ssh."""
+    ray_address: str | None = None
+    """Dashboard or GCS of a Ray cluster."""
+    tracking_uri: str | None = None
+    """An MLflow store."""
+    shared_dir: Path | None = None
+    """Where runs are to stand; with hosts the current directory, as for a run without more."""
 
 
-def _python() -> Finding:
-    return Finding(name="python", verdict="ok", found=f"{sys.version.split()[0]} {sys.executable}")
+def examine(request: Request) -> Iterator[Finding]:
+    """Look at everything that a run needs, one finding after the other; changes nothing.
+
+    Args:
+        request: What to look at beyond this machine.
+    """
+    yield from examine_machine()
+    yield from examine_versions()
+    yield from examine_hosts(request)
+    yield from examine_ray(request.ray_address, os.environ)
+    if request.tracking_uri is not None:
+        yield from examine_mlflow(request.tracking_uri, os.environ)
 
 
-def _packages() -> Iterator[Finding]:
-    """Compare installed versions with the ranges that the project states; nothing is imported."""
-    ranges = _stated_ranges()
-    for name in SHOWN_PACKAGES:
-        wanted = ranges.get(name)
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(
-                name=name, verdict="fail", found="not installed", advice="pip install -e ."
-            )
-            continue
-        if wanted is not None and not wanted.specifier.contains(version, prereleases=True):
-            yield Finding(
-                name=name, verdict="fail", found=version, advice=f"pip install '{wanted}'"
-            )
-        else:
-            yield Finding(name=name, verdict="ok", found=version)
+def examine_hosts(request: Request) -> Iterator[Finding]:
+    """Look at devices, network and storage of this machine, or of all hosts of a hostfile."""
+    slots, findings = read_hosts(request.hostfile)
+    yield from findings
+    with ExitStack() as stack:
+        links, findings = reach(list(slots), stack)
+        yield from findings
+        yield from pdsh(list(slots)) if slots else ()
+        others = {host: link for host, link in links.items() if host is not None}
+        if others:
+            yield from _same_on_all(links)
+            yield from examine_clocks(others)
+        shared_dir = request.shared_dir or (_usual_output() if slots else None)
+        if shared_dir is not None:
+            yield from examine_storage(shared_dir, others)
+        yield from examine_machines(others) if others else ()
+        networks, errors = ask_all(links, "network", names=list(slots))
+        yield from _unanswered("network", errors)
+        yield from judge_networks(networks)
+        of_ranks = {host: link for host, link in links.items() if host is not None or not others}
+        yield from _ranks_on(of_ranks, slots, stack)
 
 
-def _stated_ranges() -> dict[str, Requirement]:
-    try:
-        stated = importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        return {}
-    requirements = [Requirement(line) for line in stated]
-    return {item.name: item for item in requirements if item.marker is None}
+def _same_on_all(links: Mapping[str | None, Link]) -> Iterator[Finding]:
+    facts, errors = ask_all(links, "facts", packages=COMPARED_PACKAGES)
+    yield from _unanswered("facts", errors)
+    if None in facts:
+        yield from compare_hosts(facts)
 
 
-def _device() -> Finding:
-    devices = nvidia_devices()
-    if not devices:
-        return Finding(name="device", verdict="ok", found="CPU; no NVIDIA device is present")
-    import torch
-
-    driver = Path("/proc/driver/nvidia/version")
-    shown = driver.read_text().splitlines()[0] if driver.exists() else "driver unknown"
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name(0)
-        return Finding(name="device", verdict="ok", found=f"{len(devices)} x {name}, {shown}")
-    return Finding(
-        name="device",
-        verdict="fail",
-        found=f"{len(devices)} NVIDIA devices, {shown}, unusable by torch {torch.__version__}",
-        advice="install the torch wheel that matches the driver, or set CUDA_VISIBLE_DEVICES=-1",
-    )
+def _ranks_on(
+    links: Mapping[str | None, Link], slots: Mapping[str, int], stack: ExitStack
+) -> Iterator[Finding]:
+    """Load torch where ranks would run, and let each pair of hosts sum."""
+    devices, errors = ask_all(links, "devices", seconds=IMPORT_SECONDS)
+    yield from _unanswered("torch", errors)
+    yield from judge_devices(devices, slots)
+    ranks = [(host or "rank 0", links[host]) for host in devices]
+    if len(ranks) == 1:
+        # Two processes of one host, which meet on loopback as local ranks do.
+        (host,) = devices
+        ranks.append((f"{host} again" if host else "rank 1", stack.enter_context(Link(host))))
+        ask_all(dict(ranks), "set_defaults", variables={"GLOO_SOCKET_IFNAME": "lo"})
+    if ranks:
+        yield from measure_pairs(ranks, on_one_host=len(devices) == 1)
 
 
-def _cores() -> Finding:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if count is not None and count < 2:
-        advice = "two ranks share one core: correct, and slow"
-        return Finding(name="cores", verdict="warn", found=str(count), advice=advice)
-    return Finding(name="cores", verdict="ok", found=str(count))
+def _unanswered(question: str, errors: Mapping[str | None, str]) -> Iterator[Finding]:
+    for host, error in errors.items():
+        advice = "mend the installation there: `pip install -e .` in the same environment"
+        yield Reporter("hosts", host).fail(question, error, advice)
 
 
-def _memory() -> Finding:
-    memory = psutil.virtual_memory()
-    found = f"{memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
-    if memory.available / GIB < LEAST_MEMORY_GIB:
-        advice = f"the quickstart wants {LEAST_MEMORY_GIB:g} GiB free"
-        return Finding(name="memory", verdict="warn", found=found, advice=advice)
-    return Finding(name="memory", verdict="ok", found=found)
-
-
-def _free_space(name: str, path: Path, least_gib: float, reason: str) -> Finding:
-    if not path.is_dir():
-        return Finding(name=name, verdict="warn", found="absent", advice=reason)
-    free = shutil.disk_usage(path).free / GIB
-    if free < least_gib:
-        advice = f"{reason}: at least {least_gib:g} GiB"
-        return Finding(name=name, verdict="warn", found=f"{free:.1f} GiB free", advice=advice)
-    return Finding(name=name, verdict="ok", found=f"{free:.1f} GiB free")
-
-
-def _temporary_directory() -> Finding:
-    path = tempfile.gettempdir()
-    if not os.access(path, os.W_OK):
-        return Finding(name="temporary", verdict="fail", found=path, advice="set TMPDIR")
-    return Finding(name="temporary", verdict="ok", found=path)
-
-
-def _ports() -> Iterator[Finding]:
-    for port, purpose in PORTS.items():
-        with socket.socket() as probe:
-            taken = probe.connect_ex(("127.0.0.1", port)) == 0
-        if taken:
-            yield Finding(name=f"port {port}", verdict="warn", found="taken", advice=purpose)
-        else:
-            yield Finding(name=f"port {port}", verdict="ok", found="free")
-
-
-def _programs() -> Iterator[Finding]:
-    for name, (program, purpose) in PROGRAMS.items():
-        path = shutil.which(program)
-        if path is None:
-            yield Finding(name=name, verdict="warn", found="not installed", advice=purpose)
-        else:
-            yield Finding(name=name, verdict="ok", found=path)
+def _usual_output() -> Path:
+    return Path(os.environ.get("TANDEM_OUTPUT") or Path.cwd())

@@ -1,5 +1,6 @@
 """The verbs about machines: submit, doctor."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -47,17 +48,43 @@ def submit(
     raise typer.Exit(code)
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Check this machine: versions, device, memory, ports, programs."""
+def doctor(
+    hostfile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Hosts to look at, over ssh.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Ray cluster: http://HEAD:8265 or HEAD:6379."),
+    ] = None,
+    tracking: Annotated[
+        str | None, typer.Option(metavar="URI", help="MLflow store; default MLFLOW_TRACKING_URI.")
+    ] = None,
+    shared: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory that all hosts must see; default: for runs."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine, and the hosts and services named: exit code 1 where a run would fail."""
     from launch.display import Display
-    from launch.doctor import examine
+    from launch.doctor import Request, examine
+    from launch.doctor_finding import Finding
+    from launch.doctor_page import answer, lines_of, summary
 
-    findings = examine()
-    marks = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
-    lines = []
-    for finding in findings:
-        advice = f"; {finding.advice}" if finding.advice else ""
-        lines.append(f"{marks[finding.verdict]}  {finding.name:14} {finding.found}{advice}")
-    Display(as_json=as_json).answer({"findings": [vars(f) for f in findings]}, lines)
+    display = Display(as_json=as_json)
+    request = Request(
+        hostfile=hostfile,
+        ray_address=ray,
+        tracking_uri=tracking or os.environ.get("MLFLOW_TRACKING_URI"),
+        shared_dir=shared,
+    )
+    findings: list[Finding] = []
+    for finding in examine(request):
+        if not as_json:
+            previous = findings[-1].subject if findings else None
+            for line in lines_of(finding, display.console.width, previous):
+                display.say(line)
+        findings.append(finding)
+    display.answer(answer(findings), [summary(findings)])
     if any(finding.verdict == "fail" for finding in findings):
         raise typer.Exit(1)

@@ -45,7 +45,7 @@ FENCES = {
     "lm_eval": ("pipeline/inference/lm_eval_adapter.py",),
     "torch": (
         *(f"pipeline/{name}/*.py" for name in ("models", "training", "probes", "inference")),
-        "launch/doctor.py",
+        "launch/doctor_agent.py",
     ),
 }
 """Third-party package to the files that may import it."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.doctor_ray import examine_ray
 from launch.environment import free_port
 from pipeline.tracking.store import read_probes, read_runs
 
@@ -43,6 +44,7 @@ TINY = [
 class Cluster:
     process: subprocess.Popen[bytes]
     dashboard: str
+    address: str
     environment: dict[str, str]
 
 
@@ -75,7 +77,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     dashboard = f"http://127.0.0.1:{ports['--dashboard-port']}"
     try:
         wait_until_jobs_are_taken(dashboard, process, home / "ray.log")
-        yield Cluster(process, dashboard, environment)
+        yield Cluster(process, dashboard, f"127.0.0.1:{ports['--port']}", environment)
     finally:
         stop(process)
 
@@ -110,6 +112,21 @@ def test_submit_streams_the_job_and_passes_its_exit_code_on(cluster: Cluster) ->
     )  # fmt: skip
     assert shown.returncode == 2, shown.stdout + shown.stderr
     assert "working directory vanishes with the job" in shown.stdout
+
+
+def test_doctor_finds_the_nodes_behind_either_address(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    deadline = time.monotonic() + 60
+    while "object stores" not in {f.name for f in examine_ray(cluster.dashboard, os.environ)}:
+        assert time.monotonic() < deadline, "the head did not join its own cluster"
+        time.sleep(0.5)
+    for address in (cluster.dashboard, cluster.address):
+        findings = {f.name: f for f in examine_ray(address, cluster.environment)}
+        assert {finding.verdict for finding in findings.values()} == {"ok"}, findings
+        assert findings["nodes"].values == {"cpus": 2.0, "gpus": 0.0}
+        assert findings["object stores"].values == {"smallest_bytes": 1e8}
 
 
 def test_a_submitted_study_leaves_results_report_and_mlflow_behind(

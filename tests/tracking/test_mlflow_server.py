@@ -1,5 +1,6 @@
 """A real MLflow server on loopback that is down at first, then up."""
 
+import importlib.metadata
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.doctor_mlflow import examine_mlflow
 from pipeline.errors import TrackingError
 from pipeline.tracking.events import read_events
 from pipeline.tracking.mlflow_client import connected, default_uri
@@ -140,4 +142,18 @@ def test_a_server_that_was_down_gets_everything_when_it_is_up(
             server.get(f"/get-artifact?path={path}&run_uuid={parent.info.run_id}")
     with pytest.raises(urllib.error.HTTPError, match="403"):
         server.get("/api/2.0/mlflow/experiments/search?max_results=1", host="evil.example")
+    check_doctor(server)
     assert [path.name for path in server.directory.iterdir()] == ["server.log"]
+
+
+def check_doctor(server: Server) -> None:
+    found = {finding.name: finding for finding in examine_mlflow(server.url, {})}
+    assert {finding.verdict for finding in found.values()} == {"ok"}
+    assert f"the client here is {importlib.metadata.version('mlflow')}" in (
+        found["server version"].found
+    )
+    # Loopback under a name that the server was not told: 127.0.0.1 in hexadecimal.
+    found = {f.name: f for f in examine_mlflow(f"http://0x7f000001:{server.port}", {})}
+    assert found["server"].verdict == "fail"
+    assert found["server"].found.endswith(f"refuses the name 0x7f000001:{server.port} (403)")
+    assert "--allowed-hosts" in str(found["server"].advice)
