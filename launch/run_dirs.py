@@ -14,7 +14,7 @@ from pipeline.tracking.environment import write_environment
 SHOWN_DIFFERENCES = 5
 PLACES = (
     "name:", "output_dir:", "tracking.", "profile.", "data.output_dir:", "data.prepared_dir:",
-    "guard.max_attempts_without_progress:", "guard.allow_mismatch:",
+    "guard.max_attempts_without_progress:", "guard.allow_mismatch:", "guard.watchdog_seconds:",
     "data.prepared_url:",
 )  # fmt: skip
 """Fields that say where things stand and what is looked at; the config hash leaves them out too."""
