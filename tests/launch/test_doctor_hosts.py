@@ -63,7 +63,7 @@ def test_two_healthy_hosts_have_nothing_that_fails(cli, hosts: SshHosts, tmp_pat
     assert [f for f in shown.tree["findings"] if f["verdict"] == "fail"] == []
     assert shown.code == 0
     everywhere = {"hostfile", "ssh", "pdsh", "python", "code", "packages", "clock", "storage"}
-    everywhere |= {"all-reduce", "device", "machines", "own name", "names"}
+    everywhere |= {"device", "names"}
     assert {found[name]["verdict"] for name in everywhere} == {"ok"}
     pair = found["all-reduce"]["values"]
     assert found["all-reduce"]["host"] == "127.0.0.2 - 127.0.0.3"
