@@ -193,11 +193,6 @@ class GuardConfig(Section):
     max_nonfinite_steps: int = Field(default=10, ge=1)
     """Steps in a row with non-finite numbers, each skipped on all ranks, before the run stops.
     Spikes that are skipped count as well: so many in a row are no outliers."""
-    watchdog_seconds: float | None = Field(default=300.0, gt=0)
-    """How long no rank of a host may move from one phase of a step to the next before the watchdog
-    ends the ranks; four times that in the first step, and never less than five times what a phase
-    has taken. Below the 600 s after which the process group gives up without saying who was late;
-    null leaves ranks alone, as a debugger needs."""
     spike: Literal["off", "raise", "skip", "rewind"] = "off"
     """What a step does whose loss or gradient norm lies far above those before it: off takes it,
     skip leaves it out, raise stops the run, rewind goes back to the newest checkpoint and reads on
@@ -218,6 +213,11 @@ class GuardConfig(Section):
     refused: a fault that returns each time is not mended by trying."""
     allow_mismatch: bool = False
     """Whether ranks may differ in code, versions, config or data; the run's events then say how."""
+    watchdog_seconds: float | None = Field(default=300.0, gt=0)
+    """How long no rank of a host may move from one phase of a step to the next before the watchdog
+    ends the ranks; four times that in the first step, and never less than five times what a phase
+    has taken. Below the 600 s after which the process group gives up without saying who was late;
+    null leaves ranks alone, as a debugger needs."""
 
 
 class TrackingConfig(Section):
@@ -291,10 +291,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rewind_has_checkpoints(self) -> Self:
-        if self.guard.spike == "rewind" and self.checkpoint.every_steps is None:
+        policy = self.checkpoint
+        has_none = policy.every_steps is None and policy.every_seconds is None
+        if self.guard.spike == "rewind" and has_none:
             raise ValueError(
-                "guard.spike=rewind goes back to a checkpoint, and checkpoint.every_steps is null; "
-                "set it, or use guard.spike=skip"
+                "guard.spike=rewind goes back to a checkpoint, and checkpoint.every_steps is null "
+                "as is every_seconds; set one, or use guard.spike=skip"
             )
         return self
 

@@ -73,9 +73,9 @@ class Evaluator:
         # Rows: nll and labels by position, then nll and bytes of text tokens by position.
         sums = np.zeros((4, length), dtype=np.float64)
         for batch in self._batches:
-            enter("evaluate")
             if between is not None:
                 between()
+            enter("evaluate")
             nll_BT = engine.evaluate(batch).astype(np.float64)
             is_label = batch.labels != IGNORED_LABEL
             sums += [

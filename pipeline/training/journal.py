@@ -126,7 +126,8 @@ class Journal:
 
     def write(self, kind: EventKind, step: int, values: Mapping[str, Any]) -> None:
         """Append an event to the run's log, on rank 0."""
-        self._step = step
+        # The event of a checkpoint may come behind those of later steps.
+        self._step = max(self._step, step)
         self._has_begun = True
         if self._run_log is not None:
             enter("track.log")

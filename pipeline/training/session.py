@@ -113,9 +113,10 @@ def save(training: Training, state: TrainState, *, is_last: bool = True) -> None
             training.engine, state, training.journal.attempt,
             lambda: {ACCOUNT: spent_seconds(training)},
         )  # fmt: skip
-    with training.clock.phase("tracking"):
-        for checkpoint in committed:
-            training.journal.write("checkpoint", checkpoint.step, checkpoint.values)
+    if committed:
+        with training.clock.phase("tracking"):
+            for checkpoint in committed:
+                training.journal.write("checkpoint", checkpoint.step, checkpoint.values)
 
 
 def spent_seconds(training: Training) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """A run whose data holds a stretch that the model cannot foresee: skipped, or gone around."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import TrainingDiverged
 from pipeline.tracking.events import read_events
 from pipeline.tracking.store import RunResult, read_result
-from pipeline.training.checkpoint_files import list_checkpoints
+from pipeline.training.checkpoint_files import list_checkpoints, write_manifest
+from pipeline.training.checkpoint_store import LocalStore
 from tests.training.cases import (
     GLOBAL_BATCH_SAMPLES,
     SEQUENCE_TOKENS,
@@ -113,10 +113,13 @@ def test_rewound_run_equals_one_that_was_led_around_the_spike(
     # The same by hand: stopped at the checkpoint, and its place in the stream moved on.
     led = write_run(tmp_path / "led", spoilt_dir, run)
     two_ranks.run(train_rank, led, 75)
-    manifest = list_checkpoints(led)[0] / "manifest.json"
-    tree = json.loads(manifest.read_text())
-    tree["samples"] += 30 * GLOBAL_BATCH_SAMPLES
-    manifest.write_text(json.dumps(tree))
+    manifest = manifest_of(led)
+    moved = manifest.samples + 30 * GLOBAL_BATCH_SAMPLES
+    write_manifest(
+        LocalStore(led / "checkpoints"),
+        list_checkpoints(led)[0].name,
+        manifest.model_copy(update={"samples": moved}),
+    )
     two_ranks.run(train_rank, led)
     assert losses(led) == losses(rewound)
     assert read_result(led).per_position_loss == result.per_position_loss
