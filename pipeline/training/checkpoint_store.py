@@ -22,7 +22,7 @@ class CheckpointStore(Protocol):
         ...
 
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:
-        """Write a file; it survives a power loss once this returns.
+        """Write a file; it survives a power loss once this returns, or what holds it was moved.
 
         Raises:
             OSError: The disk refused.
@@ -90,17 +90,26 @@ class LocalStore:
         self._disk = disk or Disk()
 
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:
-        """Write a file; see `CheckpointStore`."""
+        """Write a file; see `CheckpointStore`.
+
+        The entry of one in a directory of its own is forced to disk when `rename` moves that: a
+        sync costs as much as some megabytes.
+        """
         path = self.root / name
+        if not self.root.is_dir():
+            self._disk.make_directory(self.root)
+            self._disk.sync(self.root.parent)
         if not path.parent.is_dir():
             self._disk.make_directory(path.parent)
-            self._disk.sync(path.parent.parent)
         self._disk.write(path, chunks)
         self._disk.sync(path)
-        self._disk.sync(path.parent)
+        if path.parent == self.root:
+            self._disk.sync(self.root)
 
     def rename(self, source: str, target: str) -> None:
         """Move a file or directory; see `CheckpointStore`."""
+        if (self.root / source).is_dir():
+            self._disk.sync(self.root / source)
         self._disk.rename(self.root / source, self.root / target)
         self._disk.sync((self.root / target).parent)
 
