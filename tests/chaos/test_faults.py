@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import socket
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,13 @@ from typing import Any
 import pytest
 
 from launch.cli import main
-from launch.local import LocalLauncher
-from launch.rank_watch import DIRECTORY as HEARTBEATS
 from launch.run_dirs import init_run
 from launch.run_lock import alone_in
-from launch.stopping import StopRequest
-from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import load_run
 from pipeline.data.prepare import prepare
-from pipeline.errors import LaunchError
 from pipeline.tracking.events import surviving_events
 from pipeline.tracking.store import read_verdict
 from pipeline.training.checkpoint_files import list_checkpoints, verify_checkpoint
-from pipeline.training.heartbeat import read_heartbeats
 from tests.chaos.checkers import (
     check_all,
     check_fired,
@@ -177,42 +170,6 @@ def test_f20_a_second_run_is_refused_and_a_dead_owner_replaced(
     assert not (run_dir / "events.jsonl").exists()
     seen = history(run_dir, [attempt(run_dir)])
     check_all(seen, golden())
-
-
-def test_f20_a_stopped_attempt_that_was_taken_over_commits_nothing(
-    chaos: Chaos, golden: Golden
-) -> None:
-    run_dir = chaos.make("run", chaos_run())
-    chaos.plan(run_dir, fault("optimizer", "stop", rank=0, step=INTERVAL + 2))
-    errors: list[LaunchError] = []
-
-    def run_unlocked() -> None:
-        # As on a host that others take for dead: its lock keeps nobody out.
-        launcher = LocalLauncher(ClusterConfig(accelerator="cpu"), StopRequest(print))
-        try:
-            launcher.run(run_dir, num_workers=2)
-        except LaunchError as exc:
-            errors.append(exc)
-
-    first = threading.Thread(target=run_unlocked)
-    first.start()
-    deadline = time.monotonic() + 60
-    while not history(run_dir, []).fired:
-        assert time.monotonic() < deadline, "the fault did not strike"
-        time.sleep(0.1)
-    stopped = read_heartbeats(run_dir / HEARTBEATS)[0][0].pid
-    try:
-        second = attempt(run_dir)
-        assert second.verdict == "complete"
-        result = (run_dir / "result.json").read_bytes()
-    finally:
-        os.kill(stopped, signal.SIGCONT)
-        first.join(60)
-    assert len(errors) == 1
-    assert "took the run over" in str(errors[0])
-    assert (run_dir / "result.json").read_bytes() == result
-    check_pointer(run_dir)
-    assert history(run_dir, []).weights == golden().weights
 
 
 def test_f23_another_world_size_and_stage_go_on_with_the_same_batches(
