@@ -7,7 +7,6 @@ machine itself, plays a client outside. A directory that all of them see plays s
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -96,14 +95,6 @@ class Machine:
                 self.command(words), env=self.environment(extra), stdin=subprocess.DEVNULL,
                 stdout=stream, stderr=stream,
             )  # fmt: skip
-
-    def detach(
-        self, words: Sequence[str | Path], log: Path, extra: Mapping[str, str] | None = None
-    ) -> None:
-        """Start a command that runs until this host goes; its output goes to a file."""
-        script = f"setsid {shlex.join(map(str, words))} >{shlex.quote(str(log))} 2>&1 &"
-        done = self.run(["bash", "-c", script], timeout_seconds=20, extra=extra)
-        assert done.returncode == 0, done.stderr
 
     def run(
         self,

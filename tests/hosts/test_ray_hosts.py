@@ -4,14 +4,12 @@ import json
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,8 +33,6 @@ class Cluster:
 
     hosts: dict[str, Machine]
     client: dict[str, str]
-    joining: list[str]
-    """The command by which a node joins."""
 
     @property
     def dashboard(self) -> str:
@@ -63,7 +59,7 @@ def cluster(hosts: dict[str, Machine], tmp_path_factory: pytest.TempPathFactory)
     failed = [name for name, process in nodes.items() if process.wait() != 0]
     assert not failed, (logs / f"{failed[0]}.log").read_text()
     home = tmp_path_factory.mktemp("client")
-    return Cluster(hosts, {"HOME": str(home), **token}, joining)
+    return Cluster(hosts, {"HOME": str(home), **token})
 
 
 def begin(host: Machine, words: list[str], logs: Path) -> subprocess.Popen[bytes]:
@@ -103,55 +99,11 @@ def test_a_client_without_the_token_is_refused(cluster: Cluster) -> None:
     assert answer({"Authorization": f"Bearer {cluster.client['RAY_AUTH_TOKEN']}"}) == 200
 
 
-@pytest.fixture(scope="module")
-def tracking_server(
-    cluster: Cluster, migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> str:
-    """The address of an MLflow server on the head, for clients outside of the hosts."""
-    place = tmp_path_factory.mktemp("mlflow")
-    shutil.copy(migrated_store, place / "mlflow.db")
-    head = cluster.hosts["head"]
-    server = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{place}/mlflow.db"]
-    server += ["--host", "0.0.0.0", "--port", "5000", "--workers", "1"]
-    server += ["--allowed-hosts", f"head:5000,{head.address}:5000"]
-    # Its job runners would take 2 GB more.
-    head.detach(server, place / "server.log", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-    address = f"http://{head.address}:5000"
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return address
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no MLflow server came up: {(place / 'server.log').read_text()}")
-
-
-def metrics_of(server: str, name: str) -> dict[str, float]:
-    """Give the last value of each metric of the run of this name."""
-
-    def ask(path: str, body: dict[str, object]) -> Any:
-        request = urllib.request.Request(
-            f"{server}/api/2.0/mlflow/{path}", json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )  # fmt: skip
-        with urllib.request.urlopen(request, timeout=20) as reply:
-            return json.load(reply)
-
-    experiments = ask("experiments/search", {"max_results": 100})["experiments"]
-    query = {"experiment_ids": [item["experiment_id"] for item in experiments]}
-    (run,) = [run for run in ask("runs/search", query)["runs"] if run["info"]["run_name"] == name]
-    assert run["info"]["status"] == "FINISHED"
-    return {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
-
-
 def test_a_job_from_outside_trains_on_two_nodes_as_one_machine_does(
-    cluster: Cluster, tracking_server: str, tiny_run: Path, tmp_path: Path
+    cluster: Cluster, tiny_run: Path, tmp_path: Path
 ) -> None:
     run_dir = new_run(tiny_run, "ray-lstm", "lstm_attention", 3)
-    tracking = "tracking.uri=http://head:5000"
-    job = run_job(cluster, tmp_path / "job.log", *ray_train(run_dir, tracking))
+    job = run_job(cluster, tmp_path / "job.log", *ray_train(run_dir))
     assert job.wait(timeout=JOB_SECONDS) == 0, (tmp_path / "job.log").read_text()[-4000:]
     result = read_result(run_dir)
     assert (result.family, result.zero_stage, result.world_size) == ("lstm_attention", 3, 2)
@@ -159,7 +111,6 @@ def test_a_job_from_outside_trains_on_two_nodes_as_one_machine_does(
     assert "head" not in hosts_of(run_dir)
     expected = local_losses(tiny_run, "ray-lstm-local", "lstm_attention", 3)
     assert losses_of(run_dir) == expected
-    assert metrics_of(tracking_server, "ray-lstm")["train/loss"] == expected[6]
 
 
 def hosts_of(run_dir: Path) -> set[str]:
@@ -210,50 +161,6 @@ def test_a_run_survives_a_host_without_power_and_ends_with_the_same_losses(
     assert failures[0]["message"] in log.read_text()
     assert read_result(run_dir).attempts == 2
     assert losses_of(run_dir) == local_losses(tiny_run, "ray-power-local", "gpt", 1, *more)
-
-
-@pytest.mark.long
-def test_an_elastic_run_shrinks_with_a_lost_host_and_grows_when_it_comes_back(
-    cluster: Cluster, tiny_run: Path, tmp_path: Path
-) -> None:
-    more = [
-        "train.total_tokens=1228800", "train.global_batch_tokens=4096",
-        "checkpoint.every_steps=10",
-    ]  # fmt: skip
-    run_dir = new_run(tiny_run, "ray-elastic", "lstm_attention", 1, *more)
-    log = tmp_path / "job.log"
-    job = run_job(cluster, log, *ray_train(run_dir, "cluster.min_workers=1"))
-    # Of three nodes one goes before, so that none is to spare.
-    wait_for_step(run_dir, 5, job)
-    used = sorted(hosts_of(run_dir))
-    spare = next(name for name in HOSTS[1:] if name not in used)
-    cluster.hosts[spare].power_off()
-    wait_for_step(run_dir, 25, job)
-    cluster.hosts[used[0]].power_off()
-    wait_for_attempt(run_dir, 2, job)
-    cluster.hosts[used[0]].power_on()
-    logs = tmp_path
-    start(cluster.hosts[used[0]], cluster.joining, logs)
-    assert job.wait(timeout=2 * JOB_SECONDS) == 0, log.read_text()[-4000:]
-
-    events = read_events(run_dir / "events.jsonl")
-    begun = [event for event in events if event.kind in ("start", "resume")]
-    assert [event.values["world_size"] for event in begun] == [2, 1, 2]
-    grown = next(event.step for event in events if event.attempt == 2 and event.kind == "stop")
-    assert begun[2].step == grown, "growing loses no step"
-    expected = local_losses(tiny_run, "ray-elastic-local", "lstm_attention", 1, *more)
-    assert losses_of(run_dir) == pytest.approx(expected, rel=1e-4)
-
-
-def wait_for_attempt(run_dir: Path, attempt: int, job: subprocess.Popen[bytes]) -> None:
-    """Wait until an attempt of a run trains."""
-    deadline = time.monotonic() + JOB_SECONDS
-    while time.monotonic() < deadline and job.poll() is None:
-        events = read_events(run_dir / "events.jsonl")
-        if events and events[-1].attempt >= attempt and events[-1].kind == "train":
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"the run did not come to attempt {attempt}; job: {job.poll()}")
 
 
 def wait_for_step(run_dir: Path, step: int, job: subprocess.Popen[bytes]) -> int:

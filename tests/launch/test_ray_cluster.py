@@ -12,9 +12,7 @@ from launch.ray_nodes import (
     missing_here,
     worker_resources,
 )
-from launch.run_dirs import init_run
-from pipeline.config.load import load_cluster, load_run
-from pipeline.data.prepare import prepare
+from pipeline.config.load import dump_yaml, load_cluster, load_run
 from pipeline.errors import ConfigError, LaunchError
 
 BATCH_384 = "train.global_batch_tokens=384"
@@ -50,8 +48,15 @@ def test_a_node_holds_as_many_ranks_as_its_scarcest_resource_allows() -> None:
     assert Node(node_id="a", host="a", resources={"CPU": 2.0}).room({"CPU": 0.66}) == 3
 
 
-def test_an_elastic_run_takes_only_sizes_over_which_its_batch_divides(tiny_run: Path) -> None:
-    run_dir = init_run(load_run(tiny_run, ["name=elastic", BATCH_384]), prepare)
+def write_run(run_dir: Path, tiny_run: Path, *overrides: str) -> None:
+    (run_dir / "run.yaml").write_text(dump_yaml(load_run(tiny_run, overrides)))
+
+
+def test_an_elastic_run_takes_only_sizes_over_which_its_batch_divides(
+    tmp_path: Path, tiny_run: Path
+) -> None:
+    write_run(tmp_path, tiny_run, BATCH_384)
+    run_dir = tmp_path
     # 384 tokens = micro-batches of 2 x 32 tokens, 6 of them.
     assert legal_sizes(run_dir, 1, 6, "cpu") == [1, 2, 3, 6]
     assert legal_sizes(run_dir, 4, 4, "cpu") == [4]
@@ -65,9 +70,12 @@ def test_the_smallest_size_is_at_most_the_largest() -> None:
 
 
 def test_what_ranks_need_to_see_is_named(tmp_path: Path, tiny_run: Path) -> None:
-    run_dir = init_run(load_run(tiny_run, ["name=seen"]), prepare)
-    wanted = files_to_see(run_dir)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_run(tmp_path, tiny_run, f"data.prepared_dir={shards}")
+    wanted = files_to_see(tmp_path)
+    assert missing_here(wanted) == [f"the shards {shards}"]
+    (shards / "manifest.json").touch()
     assert missing_here(wanted) == []
-    elsewhere = {name: path.replace(str(run_dir), str(tmp_path)) for name, path in wanted.items()}
-    assert missing_here(elsewhere) == [f"the run directory {run_dir}"]
-    assert len(wanted) == 2
+    (tmp_path / "run.yaml").rename(tmp_path / "elsewhere.yaml")
+    assert missing_here(wanted) == [f"the run directory {tmp_path}"]
