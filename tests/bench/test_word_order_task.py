@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.data.make_shards import is_validation
-from tests.bench.continuation_task import NUM_CHOICES, cut_question, make_questions
 from tests.bench.corpora import CorpusDocument
+from tests.bench.word_order_task import NUM_CHOICES, cut_question, make_questions
 
 FRACTION = 0.5
 
@@ -27,6 +27,8 @@ def test_the_right_answer_follows_the_question_in_a_held_out_document() -> None:
         right = question["choices"][question["gold"]]
         assert any(f"{question['question']} {right}" in text for text in held_out)
         assert len(set(question["choices"])) == NUM_CHOICES
+        words = {tuple(sorted(choice.split())) for choice in question["choices"]}
+        assert len(words) == 1
         assert not any(question["question"] in text for text in trained)
     assert len({question["gold"] for question in questions}) == NUM_CHOICES
 

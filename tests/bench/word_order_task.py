@@ -1,18 +1,18 @@
-"""From held-out documents of a corpus to a small task of lm-evaluation-harness: what follows?
+"""From held-out documents to a small task of lm-evaluation-harness: which sentence was written?
 
-    python -m tests.bench.continuation_task --corpus DIR --fraction 0.02 --output TASKS
-    python -m launch evaluate RUN --tasks tandem_continuation --include TASKS
+    python -m tests.bench.word_order_task --corpus DIR --fraction 0.02 --output TASKS
+    python -m launch evaluate RUN --tasks tandem_word_order --include TASKS
 
 Each question is the beginning of a document that a run with this `data.validation_fraction` never
-trained on; the choices are the sentence that follows and three from other held-out documents of the
-same kind (the id's part before the first slash). Chance is 0.25. No network is needed.
+trained on; the choices are the sentence that follows and three copies of it, in each of which two
+neighbouring words have changed places, so that all have the same words and length. Chance is 0.25.
+No network is needed.
 """
 
 import argparse
 import json
 import random
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.data.make_shards import is_validation
 from tests.bench.corpora import CorpusDocument, read_corpus
 
-TASK = "tandem_continuation"
+TASK = "tandem_word_order"
 NUM_CHOICES = 4
 CONTEXT_CHARACTERS = 600
 SENTENCE_CHARACTERS = (40, 240)
@@ -51,6 +51,19 @@ def cut_question(text: str) -> tuple[str, str] | None:
     return None
 
 
+def swap_neighbours(sentence: str, draw: random.Random, num_copies: int) -> list[str] | None:
+    """Give copies of a sentence with two neighbouring words exchanged; None if it has too few."""
+    words = sentence.split()
+    places = [i for i in range(len(words) - 1) if words[i].lower() != words[i + 1].lower()]
+    if len(places) < num_copies:
+        return None
+    copies = []
+    for place in draw.sample(places, num_copies):
+        before, (first, second), after = words[:place], words[place : place + 2], words[place + 2 :]
+        copies.append(" ".join([*before, second, first, *after]))
+    return copies
+
+
 def make_questions(
     documents: Sequence[CorpusDocument], fraction: float, limit: int, seed: int
 ) -> list[dict[str, Any]]:
@@ -60,23 +73,20 @@ def make_questions(
         documents: The corpus.
         fraction: `data.validation_fraction` of the runs that will answer.
         limit: Most questions.
-        seed: Of the order of documents, the wrong sentences and the places of the right ones.
+        seed: Of the order of documents, the places exchanged and those of the right answers.
     """
     draw = random.Random(seed)
-    cut: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for document in documents:
-        if is_validation(document.id, fraction) and (question := cut_question(document.text)):
-            cut[document.id.partition("/")[0]].append(question)
     questions = []
-    for pairs in cut.values():
-        for number, (context, right) in enumerate(pairs):
-            others = [sentence for other, (_, sentence) in enumerate(pairs) if other != number]
-            if len(set(others) - {right}) < NUM_CHOICES - 1:
-                continue
-            choices = draw.sample(sorted(set(others) - {right}), NUM_CHOICES - 1)
-            gold = draw.randrange(NUM_CHOICES)
-            choices.insert(gold, right)
-            questions.append({"question": context, "choices": choices, "gold": gold})
+    for document in documents:
+        if not is_validation(document.id, fraction):
+            continue
+        cut = cut_question(document.text)
+        choices = swap_neighbours(cut[1], draw, NUM_CHOICES - 1) if cut else None
+        if cut is None or choices is None:
+            continue
+        gold = draw.randrange(NUM_CHOICES)
+        choices.insert(gold, cut[1])
+        questions.append({"question": cut[0], "choices": choices, "gold": gold})
     draw.shuffle(questions)
     return questions[:limit]
 
