@@ -20,9 +20,8 @@ from pipeline.errors import DataError
 OBJECT_STORE_BYTES = 200 << 20
 """Of a local Ray; only manifest rows travel through it."""
 
-SUBMITTED_PER_CPU = 4
-MIN_SUBMITTED = 64
-"""Tasks that Ray holds at a time: no worker waits, and they are few beside the splits."""
+SUBMITTED_PER_CPU = 2
+"""Tasks that Ray holds at a time: one that runs and one that waits, so that no worker does."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,8 +93,10 @@ def run_each(
     """Run a function once for each item, one task each, and yield results as they come.
 
     Items and results are small: they travel through Ray, what they describe does not. More tasks
-    are submitted than CPUs are there, so that a worker that ends one finds the next waiting, and
-    a cluster that grows sees what is left. A task whose worker dies is run again.
+    are submitted than CPUs are there, so that a worker that ends one finds the next waiting. A task
+    whose worker dies is run again. After a failure those that are submitted still run, until the
+    session ends: `ray.cancel` of a task that is just ending takes this whole process down (a check
+    of Ray 2.60, "Tried to complete task that was not pending").
 
     Args:
         function: Called in a worker; it and the items are pickled.
@@ -116,12 +117,12 @@ def run_each(
 
     task = ray.remote(run)
     waiting = deque(items)
-    num_cpus = int(ray.cluster_resources().get("CPU", 0))
-    window = max(MIN_SUBMITTED, SUBMITTED_PER_CPU * num_cpus)
     submitted: list[ray.ObjectRef[Any]] = []
     try:
         while waiting or submitted:
-            while waiting and len(submitted) < window:
+            # Asked again each time: a cluster may grow, from no CPU at all.
+            num_cpus = max(1, int(ray.cluster_resources().get("CPU", 0)))
+            while waiting and len(submitted) < SUBMITTED_PER_CPU * num_cpus:
                 submitted.append(task.remote(waiting.popleft()))
             done, submitted = ray.wait(submitted)
             for result, error in ray.get(done):
@@ -130,9 +131,6 @@ def run_each(
                 yield cast("Result", result)
     except ray.exceptions.RayError as exc:
         raise DataError(f"a data task was lost: {str(exc).splitlines()[0]}") from exc
-    finally:
-        for reference in submitted:
-            ray.cancel(reference)
 
 
 def explain_failure(directory: Path, exc: Exception) -> str:
