@@ -80,6 +80,9 @@ def test_a_changed_file_on_one_host_is_named(
     for name in ("launch", "pipeline"):
         ignored = shutil.ignore_patterns("__pycache__", "corpus")
         shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    environment = Path(sys.prefix)
+    if environment.is_relative_to(ROOT):
+        (copy / environment.relative_to(ROOT)).symlink_to(environment)
     with (copy / "launch" / "worker.py").open("a") as stream:
         stream.write("# changed\n")
     hosts.differ(HOSTS[1], str(ROOT), str(copy))

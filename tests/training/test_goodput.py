@@ -76,9 +76,10 @@ def test_account_knows_every_part_of_an_undisturbed_run(two_ranks: RankPool, run
     two_ranks.run(train_rank, run_dir, 6)
     result = two_ranks.run(train_rank, run_dir)[0]
     goodput = result.goodput
-    for name in ("train", "init", "restore", "first_step", "data_wait", "checkpoint", "eval",
-                 "tracking", "idle"):  # fmt: skip
+    for name in ("train", "init", "restore", "data_wait", "checkpoint", "eval", "tracking", "idle"):
         assert goodput[f"{name}_seconds"] > 0.0, name
+    # On ranks that have trained before, the first step may be no slower than the next ones.
+    assert goodput["first_step_seconds"] >= 0.0
     for name in ("lost", "skipped"):
         assert goodput[f"{name}_seconds"] == pytest.approx(0.0, abs=1e-9), name
     wall = goodput["wall_seconds"]
