@@ -5,12 +5,13 @@ import os
 import sys
 from pathlib import Path
 
+LOG_NAME = "rank-{rank}.log"
 QUOTED_LINES = 12
 
 
 def log_path(run_dir: Path, rank: int) -> Path:
     """Give the file that holds what a rank printed."""
-    return run_dir / f"rank-{rank}.log"
+    return run_dir / LOG_NAME.format(rank=rank)
 
 
 def redirect_output(path: Path) -> None:

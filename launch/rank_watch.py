@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from launch.rank_logs import LOG_NAME
 from pipeline.config.load import read_run
 from pipeline.tracking.events import next_attempt
 from pipeline.training.heartbeat import Heartbeat
@@ -19,8 +20,6 @@ from pipeline.training.phases import following
 from pipeline.training.watchdog import Settings
 
 DIRECTORY = ".heartbeats"
-LOG_NAME = "rank-{rank}.log"
-"""As `launch.rank_logs.log_path` has it."""
 RECORDER_EVENTS = 2000
 """Collectives that NCCL's flight recorder keeps; the value of PyTorch's tutorial."""
 

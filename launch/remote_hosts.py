@@ -33,11 +33,11 @@ def check_hosts(hosts: Sequence[str], run_dir: Path, environment: Mapping[str, s
     """
     token = uuid.uuid4().hex
     wanted = {
-        f"the run directory {run_dir}": f"grep -q {token} {run_dir / TOKEN_FILE}",
-        f"the Python {sys.executable}": f"test -x {sys.executable}",
+        f"the run directory {run_dir}": f"grep -q {token} {shlex.quote(str(run_dir / TOKEN_FILE))}",
+        f"the Python {sys.executable}": f"test -x {shlex.quote(sys.executable)}",
     }
     if (shards := shared_shards_of(run_dir)) is not None:
-        wanted[f"the shards {shards}"] = f"test -r {shards / 'manifest.json'}"
+        wanted[f"the shards {shards}"] = f"test -r {shlex.quote(str(shards / 'manifest.json'))}"
     # Each test says its number when it holds, so that silence names what is missing.
     questions = [f"{test} && echo has-{number}" for number, test in enumerate(wanted.values())]
     (run_dir / TOKEN_FILE).write_text(token)

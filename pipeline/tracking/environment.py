@@ -7,6 +7,7 @@ exception is a commit, checked to be nothing but a hexadecimal number.
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -65,14 +66,18 @@ def write_environment(run_dir: Path, extra: Mapping[str, Any] | None = None) -> 
 
 
 @functools.cache
-def code_hash() -> str:
-    """Give the sha256 over the names and texts of this package's sources, when first asked."""
+def source_hashes() -> dict[str, str]:
+    """Give the sha256 of each source of this package by its path in it, when first asked."""
     root = Path(pipeline.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        text = path.read_bytes()
-        digest.update(f"{path.relative_to(root).as_posix()}:{len(text)}:".encode() + text)
-    return digest.hexdigest()
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*.py"))
+    }
+
+
+def code_hash() -> str:
+    """Give the sha256 over the names and hashes of this package's sources."""
+    return hashlib.sha256(json.dumps(source_hashes()).encode()).hexdigest()
 
 
 def _package_versions() -> dict[str, str]:

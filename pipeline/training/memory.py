@@ -1,7 +1,4 @@
-"""From a failed allocation, or a rank that was killed, to one line that says what to change.
-
-Nothing here loads torch, so that a launcher can use it.
-"""
+"""From a failed allocation to one line that says what to change."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,16 +73,3 @@ def suggest_less_memory(run: RunConfig) -> str:
     if not run.train.activation_checkpointing:
         changes.append("set train.activation_checkpointing=true")
     return ", ".join(changes or ["use a smaller model or shorter samples, or more ranks"])
-
-
-def describe_kill(rank: int, run: RunConfig) -> str:
-    """Say what a rank that was killed by SIGKILL most likely died of.
-
-    Args:
-        rank: That was killed.
-        run: Its config.
-    """
-    return (
-        f"rank {rank} was killed by SIGKILL; where nobody did that, the kernel did because the "
-        f"host's memory was full (`dmesg | grep -i oom` tells): {suggest_less_memory(run)}"
-    )

@@ -10,12 +10,11 @@ import json
 import platform
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
-import pipeline
 from pipeline.config.schema import RunConfig
 from pipeline.errors import LaunchError
+from pipeline.tracking.environment import source_hashes
 from pipeline.training.distributed import RankContext, gather_json
 
 PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
@@ -23,6 +22,7 @@ PACKAGES = ("torch", "deepspeed", "numpy", "safetensors")
 LOCAL_FIELDS = ("output_dir", "data.output_dir", "data.prepared_dir")
 """Config fields that name a place, which may differ from host to host."""
 SHOWN_DIFFERENCES = 10
+SHOWN_DIGITS = 12
 
 
 def check_same_on_all_ranks(run: RunConfig, data_fingerprint: str, ranks: RankContext) -> list[str]:
@@ -61,7 +61,7 @@ def collect_facts(run: RunConfig, data_fingerprint: str) -> dict[str, str]:
     """Give what must not differ between ranks, as flat names and text."""
     config = _flatten(run.model_dump(mode="json"), "")
     facts = {f"config.{k}": str(v) for k, v in config.items() if k not in LOCAL_FIELDS}
-    facts |= {f"code.{name}": digest for name, digest in _hash_code().items()}
+    facts |= {f"code.{name}": digest[:SHOWN_DIGITS] for name, digest in source_hashes().items()}
     facts |= {f"package.{name}": _version(name) for name in PACKAGES}
     facts |= {
         "python": platform.python_version(),
@@ -102,15 +102,6 @@ def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _hash_code() -> dict[str, str]:
-    """Give a digest of each source file of this package, by its path in it."""
-    root = Path(pipeline.__file__).parent
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        for path in sorted(root.rglob("*.py"))
-    }
 
 
 def _version(package: str) -> str:

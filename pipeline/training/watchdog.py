@@ -157,7 +157,7 @@ class Watch:
         text = describe(self._host, self._silent_seconds, seen, late)
         print(text, file=sys.stderr, flush=True)
         for rank in late:
-            log = Path(self._settings.logs.format(rank=rank))
+            log = Path(self._settings.logs.replace("{rank}", str(rank)))
             if log.is_file():
                 with log.open("a") as stream:
                     stream.write(text + "\n")

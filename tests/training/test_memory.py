@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.training.memory import OutOfMemory, describe_kill, explaining_memory
+from pipeline.training.memory import OutOfMemory, explaining_memory
 from tests.training.cases import small_run
 
 
@@ -48,8 +48,13 @@ def test_other_errors_pass_as_they_are() -> None:
 
 def test_what_cannot_be_lowered_any_more_is_not_suggested() -> None:
     train = {"micro_batch_samples": 1, "activation_checkpointing": True}
-    told = describe_kill(1, small_run("gpt", 3, train=train))
-    assert told.startswith("rank 1 was killed by SIGKILL")
+    with (
+        pytest.raises(OutOfMemory) as failed,
+        explaining_memory(1, small_run("gpt", 3, train=train), lambda: None),
+    ):
+        np.empty(1 << 58)
+    told = str(failed.value)
+    assert told.startswith("rank 1 ran out of host memory")
     assert "micro_batch" not in told
     assert "zero.stage" not in told
     assert "a smaller model" in told
