@@ -43,6 +43,9 @@ ROOT = pytest.StashKey[Path]()
 NAMESPACE_PROGRAMS = ("ip", "nsenter", "unshare", "setpriv", "mount", "pdsh", "ssh", "ssh-keygen")
 """What tests on several hosts need, beside root."""
 
+LONGEST_FIRST = ("hosts", "e2e", "training", "chaos", "data", "launch", "contracts")
+"""Directories in the order in which workers take them, so that both end together; others follow."""
+
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 """Why tests are left out, to their number."""
 
@@ -68,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Finalize(None, shutil.rmtree, args=(root,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     named = set(re.findall(r"\w+", config.option.markexpr))
     left_out = set(ON_REQUEST) - named
@@ -80,6 +84,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
+    if config.pluginmanager.hasplugin("xdist"):
+        share_out(items)
+
+
+def share_out(items: list[pytest.Item]) -> None:
+    """Give each directory to one worker, because its tests share ranks, clusters and runs."""
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    places = {item: item.path.parent.name for item in items}
+    for item, place in places.items():
+        item.add_marker(pytest.mark.xdist_group(place))
+    items.sort(key=lambda item: rank.get(places[item], len(rank)))
 
 
 def reason_to_leave_out(item: pytest.Item) -> str | None:

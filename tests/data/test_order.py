@@ -65,10 +65,10 @@ def test_the_order_of_a_seed_never_changes_between_versions() -> None:
 
 
 def test_every_sample_reaches_every_position_equally_often() -> None:
-    """Chi-square of 10 samples at position 0 over 1,000 seeds; 27.9 is the 99.9 % quantile."""
-    first = [int(permute(np.array([0]), 10, [seed, 0])[0]) for seed in range(1000)]
+    """Chi-square of 10 samples at position 0 over 300 seeds; 27.9 is the 99.9 % quantile."""
+    first = [int(permute(np.array([0]), 10, [seed, 0])[0]) for seed in range(300)]
     counts = np.bincount(first, minlength=10)
-    assert ((counts - 100.0) ** 2 / 100.0).sum() < 27.9
+    assert ((counts - 30.0) ** 2 / 30.0).sum() < 27.9
 
 
 def test_neighbours_are_torn_apart() -> None:

@@ -117,7 +117,7 @@ def test_a_killed_rank_ends_the_others_and_is_named(
 def test_a_stop_request_leaves_a_checkpoint_and_the_run_goes_on(
     launcher: LocalLauncher, tiny_run: Path, cli
 ) -> None:
-    overrides = ["name=stopped", "train.total_tokens=38400"]
+    overrides = ["name=stopped", "train.total_tokens=12800"]
     run_dir = init_run(load_run(tiny_run, overrides), prepare)
     when_training(run_dir, threading.Thread(target=(run_dir / STOP_FILE).touch))
     assert launcher.run(run_dir, num_workers=2) == "stopped"
@@ -125,7 +125,7 @@ def test_a_stop_request_leaves_a_checkpoint_and_the_run_goes_on(
     assert not (run_dir / STOP_FILE).exists()
     assert launcher.run(run_dir, num_workers=2) == "complete"
     result = read_result(run_dir)
-    assert (result.steps, result.attempts) == (300, 2)
+    assert (result.steps, result.attempts) == (100, 2)
     resumed = [event for event in read_events(run_dir / "events.jsonl") if event.kind == "resume"]
     assert [event.step > 0 for event in resumed] == [True]
 
@@ -143,9 +143,9 @@ def test_a_stop_request_leaves_a_checkpoint_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_command_with_75_and_a_checkpoint(tiny_run: Path) -> None:
-    with interruptible_train(tiny_run, "interrupted") as (process, run_dir):
-        process.send_signal(signal.SIGINT)
+def test_a_terminated_command_ends_with_75_and_a_checkpoint(tiny_run: Path) -> None:
+    with interruptible_train(tiny_run, "terminated") as (process, run_dir):
+        process.send_signal(signal.SIGTERM)
         shown, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "stopped with a checkpoint" in shown
