@@ -32,7 +32,6 @@ from pipeline.tracking.store import Verdict, clear_stopped, read_verdict
 
 PRELOADED = ["torch", "pipeline.training.train"]
 PRELOADED_ON_CPU = [
-    "deepspeed",
     "pipeline.training.deepspeed_engine",
     "pipeline.probes.execute",
     # Loaded by the first optimizer and by DeepSpeed's engine: 5 s a rank, if not here.

@@ -73,7 +73,9 @@ def environment_of_deepspeed(project_dir: Path) -> dict[str, str]:
         project_dir: Where this package stands, here and on every host.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
-    paths = [str(project_dir), *filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))]
+    # Reaches the hosts as well: `deepspeed` passes PYTHON* on.
+    lean = str(project_dir / "launch" / "deepspeed_path")
+    paths = [lean, str(project_dir), *filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))]
     return kept | {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         # Its own way to pass variables on: every line of that file ends on a command line.

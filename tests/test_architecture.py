@@ -30,7 +30,7 @@ LEVELS = {
 
 FENCES = {
     "ray": ("pipeline/data/ray_tasks.py", "launch/ray_*.py"),
-    "deepspeed": ("pipeline/training/deepspeed_engine.py", "pipeline/training/zero_state.py"),
+    "deepspeed": ("pipeline/training/lean_deepspeed.py", "pipeline/training/zero_state.py"),
     "mlflow": ("pipeline/tracking/mlflow_*.py",),
     "tokenizers": ("pipeline/data/tokenizer.py",),
     "fastokens": ("pipeline/data/encoders.py",),
@@ -198,4 +198,5 @@ def test_data_loads_no_torch() -> None:
 
 @pytest.mark.slow
 def test_a_rank_loads_neither_ray_nor_mlflow() -> None:
-    assert not loaded_by("import launch.worker, pipeline.training.train") & {"ray", "mlflow"}
+    statement = "import launch.worker, pipeline.training.train, pipeline.training.deepspeed_engine"
+    assert not loaded_by(statement) & {"ray", "mlflow"}

@@ -21,12 +21,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 
 from pipeline.config.batching import BatchPlan
 from pipeline.config.schema import RunConfig
@@ -44,6 +42,7 @@ from pipeline.training.engine import (
     count_labels,
     loss_sums,
 )
+from pipeline.training.lean_deepspeed import deepspeed
 from pipeline.training.phases import altered, enter
 from pipeline.training.zero_state import ZeroState
 
@@ -246,7 +245,7 @@ def _prepare_deepspeed(device: torch.device) -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "tandem" / "torch_extensions"))
     # Initialising compiles this op on a CPU, for minutes, and training never calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    chosen = get_accelerator().device_name()
+    chosen = deepspeed.get_accelerator().device_name()
     if chosen != device.type:
         raise LaunchError(
             f"DeepSpeed chose the accelerator {chosen!r} but this rank computes on {device.type}; "

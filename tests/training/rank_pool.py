@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CALL_TIMEOUT_SECONDS = 120.0
-PRELOAD = ["torch", "deepspeed", "pipeline.training.deepspeed_engine"]
+PRELOAD = ["torch", "pipeline.training.deepspeed_engine"]
 
 
 class RankPool:
