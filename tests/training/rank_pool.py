@@ -13,13 +13,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 
+from launch.local import PRELOADED, PRELOADED_ON_CPU
 from pipeline.training.distributed import RankContext, start_distributed, stop_distributed
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 CALL_TIMEOUT_SECONDS = 120.0
-PRELOAD = ["torch", "pipeline.training.deepspeed_engine"]
 
 
 class RankPool:
@@ -113,7 +113,7 @@ def start_process(
     """Start a process that already holds torch and DeepSpeed; CUDA does not survive a fork."""
     context: Any = multiprocessing.get_context("forkserver" if accelerator == "cpu" else "spawn")
     if accelerator == "cpu":
-        context.set_forkserver_preload(PRELOAD)
+        context.set_forkserver_preload(PRELOADED + PRELOADED_ON_CPU)
         # DeepSpeed chooses its accelerator when it is imported, which the fork server does.
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DS_ACCELERATOR", "cpu")
