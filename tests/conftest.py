@@ -31,6 +31,8 @@ FIXED = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
 }
+# At once, because a directory's conftest may load torch, which then counts the threads it may use.
+os.environ.update(FIXED)
 REMOVED = ("TANDEM_", "RAY_ADDRESS", "RAY_JOB_", "MLFLOW_TRACKING_", "MASTER_")
 REMOVED_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 STOPS_BY_ITSELF = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
@@ -65,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "TORCH_EXTENSIONS_DIR": root / "torch_extensions",
     }
     (root / "home").mkdir()
-    os.environ.update(FIXED | {name: str(place) for name, place in places.items()})
+    os.environ.update({name: str(place) for name, place in places.items()})
     tempfile.tempdir = None
     # After multiprocessing has removed its own directory (priority -100), which stands below.
     Finalize(None, shutil.rmtree, args=(root,), kwargs={"ignore_errors": True}, exitpriority=-200)
