@@ -156,11 +156,10 @@ class Saver:
             suffix = f"{suffix}-{token}"
         enter("checkpoint.write", fields["step"])
         groups = dict(zip(KINDS, (state.parameters, state.exp_avg, state.exp_avg_sq), strict=True))
-        files = [
-            write_tensors(self._store, f"{staged}/{kind}-{suffix}.safetensors", kind, tensors)
-            for kind, tensors in groups.items()
-            if len(tensors) > 0
-        ]
+        paths = {kind: f"{staged}/{kind}-{suffix}.safetensors" for kind in KINDS}
+        files = write_tensors(
+            self._store, {paths[kind]: (kind, group) for kind, group in groups.items() if group}
+        )
         return {
             "files": [file.model_dump() for file in files],
             "optimizer_step": state.step,
