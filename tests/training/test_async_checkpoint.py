@@ -206,6 +206,9 @@ def test_failure_of_one_writer_comes_up_at_one_step_on_all_ranks(
     assert first[0] in (3, 4)
     assert "step-00000002 failed: rank 1: " in first[1]
     assert "no space left" in first[1]
+    # Three numbers of four bytes for each of 28 parameters.
+    assert "a checkpoint needs 336 bytes" in first[1]
+    assert first[1].endswith("no checkpoint stands")
     assert [p.name for p in (tmp_path / DIRECTORY).glob("*step-*")] == []
 
 
