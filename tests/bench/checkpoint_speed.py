@@ -9,8 +9,8 @@ copy, check that all is finite, hash, write, sync, manifest, move, pointer, remo
 hash and compare, copy into the engine's tensors. Both read from the disk: the page cache is emptied
 of the files first. `hash` is sha256 over the same bytes in memory, in one thread; what a save or a
 restore takes without it is its time less the hash's of the same round. Then a GPT of four layers
-trains with a save beside every tenth step, and the share of each interval in which training waited
-is given.
+trains with a save after every tenth step. Steps beside a save stand apart from the others; what a
+run's goodput counts as `checkpoint`, in which training waits, is given as a share of each interval.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from pipeline.training.checkpoint import Checkpointer, TrainState
 from pipeline.training.checkpoint_files import list_checkpoints
 from pipeline.training.distributed import RankContext, start_distributed, stop_distributed
 from pipeline.training.engine import EngineState, build_engine
+from pipeline.training.meters import WallClock
 from tests.bench.interleaved import ratios, summarise, time_rounds
 from tests.bench.timing import cpu_model
 
@@ -177,26 +178,35 @@ def time_training(run_dir: Path, ranks: RankContext, num_intervals: int) -> dict
     with Checkpointer(run_dir, run, "data", model, ranks) as saver:
         engine = build_engine(model, run, plan_batches(run.train, ranks.world_size), ranks)
         batch = made_batch()
+        clock, is_saving, waited = WallClock(), False, 0.0
         intervals, blocked, whole = [], [], []
+        steps: dict[bool, list[float]] = {False: [], True: []}
         begin, step = time.perf_counter(), 0
         # The first interval holds the warm-up; the last save is only waited for.
         while len(intervals) < num_intervals + 2:
             step += 1
+            step_begin = time.perf_counter()
             engine.train_step([batch], 1e-4)
-            for commit in saver.advance(engine, TrainState(step=step), 1, dict):
-                whole.append(commit.values["seconds"])
-                blocked.append(commit.values["blocked_seconds"])
+            steps[is_saving].append(time.perf_counter() - step_begin)
+            with clock.phase("checkpoint"):
+                commits = saver.advance(engine, TrainState(step=step), 1, dict)
+            whole += [commit.values["seconds"] for commit in commits]
+            is_saving = step % INTERVAL_STEPS == 0 or (is_saving and not commits)
             if step % INTERVAL_STEPS == 0:
                 intervals.append(time.perf_counter() - begin)
                 begin = time.perf_counter()
+                blocked.append(clock.spent()["checkpoint"] - waited)
+                waited += blocked[-1]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "interval_steps": INTERVAL_STEPS,
         "interval_seconds": summarise(intervals[1:]),
         "save_seconds": summarise(whole[1:]),
+        "step_seconds": summarise(steps[False][INTERVAL_STEPS:]),
+        "step_beside_a_save_seconds": summarise(steps[True]),
         "blocked_seconds": summarise(blocked[1:]),
         "blocked_fraction": summarise(
-            [b / i for b, i in zip(blocked[1:], intervals[1:], strict=False)]
+            [b / i for b, i in zip(blocked[1:], intervals[1:], strict=True)]
         ),
     }
 
