@@ -104,6 +104,8 @@ def reason_to_leave_out(item: pytest.Item) -> str | None:
     if os.environ.get("CI") == "true":
         return None
     needed = [program for mark in item.iter_markers("needs_program") for program in mark.args]
+    if item.get_closest_marker("mounts") is not None and os.geteuid() != 0:
+        return "only root mounts filesystems"
     if item.get_closest_marker("netns") is not None:
         if os.geteuid() != 0:
             return "only root makes network namespaces"

@@ -35,6 +35,7 @@ from pipeline.training.checkpoint_files import (
 )
 from pipeline.training.checkpoint_objects import ObjectStore
 from pipeline.training.checkpoint_save import Commit, Saver
+from pipeline.training.checkpoint_space import PARAMETER_BYTES, check_space
 from pipeline.training.checkpoint_store import CheckpointStore, LocalStore
 from pipeline.training.distributed import RankContext, gather_json, sum_over_ranks
 from pipeline.training.engine import Engine
@@ -104,10 +105,23 @@ class Checkpointer:
         self._share = split_evenly(sizes, ranks.world_size)[ranks.rank]
         self._names = set(sizes)
         self._code_hash = code_hash()
-        self._saver = Saver(self._store, ranks, run.checkpoint.keep)
+        self._checkpoint_bytes = PARAMETER_BYTES * sum(sizes.values())
+        self._saver = Saver(self._store, ranks, run.checkpoint.keep, self._checkpoint_bytes)
         self._token: str | None = None
         self._saved_step: int | None = None
         self._begun = time.monotonic()
+
+    def check_space(self) -> None:
+        """Check before training that its checkpoints find room.
+
+        Raises:
+            CheckpointError: They do not; raised on all ranks.
+        """
+        policy = self._run.checkpoint
+        is_periodic = policy.every_steps is not None or policy.every_seconds is not None
+        # Else one at a stop and one at the end.
+        num_most = policy.keep + 1 if is_periodic else 2
+        self._on_first(lambda: check_space(self._store, self._checkpoint_bytes, num_most))
 
     def advance(
         self,

@@ -44,7 +44,7 @@ def claim(store: CheckpointStore) -> str:
     number = 1 + max((int(token.partition("-")[0]) for token in tokens), default=0)
     mine = f"{number:08d}-{secrets.token_hex(4)}"
     facts = {"host": socket.gethostname(), "pid": os.getpid(), "since_unix_seconds": time.time()}
-    store.write(OWNER_PREFIX + mine, [json.dumps(facts).encode()])
+    store.write({OWNER_PREFIX + mine: [json.dumps(facts).encode()]})
     # A smaller one of the same number may be of a rival that has still to read that it lost.
     for token in tokens:
         store.remove(OWNER_PREFIX + token)
@@ -113,10 +113,10 @@ def point(store: CheckpointStore, token: str, name: str) -> None:
     check_owner(store, token)
     data = [f"{name}\n".encode()]
     if store.rename is None:
-        store.write(POINTER, data)
+        store.write({POINTER: data})
         return
     hidden = f"{HIDDEN_PREFIX}{POINTER}-{token}"
-    store.write(hidden, data)
+    store.write({hidden: data})
     store.rename(hidden, POINTER)
 
 

@@ -195,7 +195,7 @@ def write_manifest(store: CheckpointStore, name: str, manifest: CheckpointManife
     """Write the manifest of a checkpoint with its digest, and force it to disk."""
     tree = manifest.model_dump(mode="json")
     text = json.dumps({**tree, "digest": _digest(tree)}, indent=1)
-    store.write(f"{name}/{MANIFEST}", [text.encode()])
+    store.write({f"{name}/{MANIFEST}": [text.encode()]})
 
 
 def _digest(tree: Mapping[str, Any]) -> str:

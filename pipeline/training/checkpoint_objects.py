@@ -1,6 +1,6 @@
 """Checkpoints in an object store, by URL: the operations of `CheckpointStore` through fsspec."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from pipeline.data.documents import BadFile
@@ -28,11 +28,12 @@ class ObjectStore:
             self._filesystem, root = open_filesystem(url)
         self._root = root.rstrip("/")
 
-    def write(self, name: str, chunks: Iterable[Buffer]) -> None:
-        """Write an object; see `CheckpointStore`."""
-        with self._errors(name, "write"), self._filesystem.open(self._path(name), "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+    def write(self, files: Mapping[str, Iterable[Buffer]]) -> None:
+        """Write objects one by one; see `CheckpointStore`."""
+        for name, chunks in files.items():
+            with self._errors(name, "write"), self._filesystem.open(self._path(name), "wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
 
     def read_into(self, name: str, offset_bytes: int, buffer: memoryview) -> None:
         """Fill a buffer; see `CheckpointStore`."""

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.errors import CheckpointError
 from pipeline.training.checkpoint_commit import commit, prune, staged_name
 from pipeline.training.checkpoint_files import CheckpointManifest, checkpoint_name
+from pipeline.training.checkpoint_space import describe_room, describe_standing, is_full
 from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.checkpoint_tensors import FileRecord, Kind, write_tensors
 from pipeline.training.distributed import RankContext, gather_json, sum_over_ranks
@@ -58,14 +59,18 @@ class PendingSave:
 class Saver:
     """Takes one save at a time from the staged state to its commit; all but `close` collective."""
 
-    def __init__(self, store: CheckpointStore, ranks: RankContext, keep: int) -> None:
+    def __init__(
+        self, store: CheckpointStore, ranks: RankContext, keep: int, checkpoint_bytes: int
+    ) -> None:
         """Start the writer.
 
         Args:
             store: Where checkpoints are.
             ranks: This rank among the others.
             keep: How many checkpoints stay.
+            checkpoint_bytes: Size of one over all ranks.
         """
+        self._checkpoint_bytes = checkpoint_bytes
         self._store = store
         self._ranks = ranks
         self._keep = keep
@@ -156,11 +161,10 @@ class Saver:
             suffix = f"{suffix}-{token}"
         enter("checkpoint.write", fields["step"])
         groups = dict(zip(KINDS, (state.parameters, state.exp_avg, state.exp_avg_sq), strict=True))
-        files = [
-            write_tensors(self._store, f"{staged}/{kind}-{suffix}.safetensors", kind, tensors)
-            for kind, tensors in groups.items()
-            if len(tensors) > 0
-        ]
+        paths = {kind: f"{staged}/{kind}-{suffix}.safetensors" for kind in KINDS}
+        files = write_tensors(
+            self._store, {paths[kind]: (kind, group) for kind, group in groups.items() if group}
+        )
         return {
             "files": [file.model_dump() for file in files],
             "optimizer_step": state.step,
@@ -189,10 +193,23 @@ class Saver:
         """Raise on every rank what any writer met, once all have stopped."""
         error = pending.future.exception()
         said = None if error is None else f"rank {self._ranks.rank}: {error}"
-        errors = [e for e in gather_json(said, self._ranks) if e is not None]
+        replies = gather_json([said, is_full(error)], self._ranks)
         self._pending = None
-        if self._ranks.rank == 0 and self._store.rename is not None:
-            # On a full disk the files of a failed save would fail the next one too.
-            with contextlib.suppress(OSError):
+        what = [said for said, _ in replies if said is not None]
+        if self._ranks.rank == 0:
+            what += self._clear(pending, any(is_full for _, is_full in replies))
+        what = gather_json(what, self._ranks)[0]
+        raise CheckpointError(f"saving {pending.name} failed: {'; '.join(what)}") from error
+
+    def _clear(self, pending: PendingSave, is_disk_full: bool) -> list[str]:
+        """Remove a save that failed; say what a person has to know."""
+        said = []
+        # The place may be out of reach altogether, which is what was said already.
+        with contextlib.suppress(OSError, CheckpointError):
+            if self._store.rename is not None:
+                # On a full disk the files of a failed save would fail the next one too.
                 self._store.remove(staged_name(self._store, pending.name, pending.fields["owner"]))
-        raise CheckpointError(f"saving {pending.name} failed: {'; '.join(errors)}") from error
+            if is_disk_full:
+                said.append(describe_room(self._store, self._checkpoint_bytes))
+            said.append(describe_standing(self._store))
+        return said

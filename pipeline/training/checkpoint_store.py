@@ -6,7 +6,8 @@ store.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -21,8 +22,10 @@ class CheckpointStore(Protocol):
         """Move a file or directory in one step that survives a power loss; None if it cannot."""
         ...
 
-    def write(self, name: str, chunks: Iterable[Buffer]) -> None:
-        """Write a file; it survives a power loss once this returns, or what holds it was moved.
+    def write(self, files: Mapping[str, Iterable[Buffer]]) -> None:
+        """Write files by name, each from its pieces, which are asked for one after another.
+
+        They survive a power loss once this returns, or what holds them was moved.
 
         Raises:
             OSError: The disk refused.
@@ -64,6 +67,13 @@ class Disk:
         finally:
             os.close(descriptor)
 
+    def begin_sync(self, path: Path) -> Callable[[], None]:
+        """Begin to force a file to the disk beside what follows; the result waits until it is."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        done = pool.submit(self.sync, path)
+        pool.shutdown(wait=False)
+        return done.result
+
     def rename(self, source: Path, target: Path) -> None:
         """Move a file onto another or none, or a directory to where there is none."""
         source.rename(target)
@@ -89,22 +99,32 @@ class LocalStore:
         self.root = root
         self._disk = disk or Disk()
 
-    def write(self, name: str, chunks: Iterable[Buffer]) -> None:
-        """Write a file; see `CheckpointStore`.
+    def write(self, files: Mapping[str, Iterable[Buffer]]) -> None:
+        """Write files; see `CheckpointStore`.
 
-        The entry of one in a directory of its own is forced to disk when `rename` moves that: a
-        sync costs as much as some megabytes.
+        The disk takes one in while the next is made: a sync after each would leave the processor
+        idle, then the disk. The entry of a file in a directory of its own is forced to disk when
+        `rename` moves that: a sync costs as much as some megabytes.
         """
-        path = self.root / name
+        waits: list[Callable[[], None]] = []
+        paths = {self.root / name: chunks for name, chunks in files.items()}
+        try:
+            for path, chunks in paths.items():
+                self._make_parent(path)
+                self._disk.write(path, chunks)
+                waits.append(self._disk.begin_sync(path))
+        finally:
+            for wait in waits:
+                wait()
+        if any(path.parent == self.root for path in paths):
+            self._disk.sync(self.root)
+
+    def _make_parent(self, path: Path) -> None:
         if not self.root.is_dir():
             self._disk.make_directory(self.root)
             self._disk.sync(self.root.parent)
         if not path.parent.is_dir():
             self._disk.make_directory(path.parent)
-        self._disk.write(path, chunks)
-        self._disk.sync(path)
-        if path.parent == self.root:
-            self._disk.sync(self.root)
 
     def rename(self, source: str, target: str) -> None:
         """Move a file or directory; see `CheckpointStore`."""

@@ -77,6 +77,7 @@ def _train(
     evaluator = build_evaluator(run, ShardSet(manifest, "validation"), ranks)
     model = build_run_model(run, manifest)
     checkpointer = Checkpointer(run_dir, run, manifest.fingerprint, model, ranks)
+    checkpointer.check_space()
     engine = build_engine(model, run, plan, ranks)
     seed_dropout(run.seed, ranks)
     vocab_size = run.model.resolved_vocab_size(manifest.vocab_size)

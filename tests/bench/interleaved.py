@@ -11,7 +11,10 @@ from typing import Any
 
 
 def time_rounds(
-    arms: Mapping[str, Callable[[], object]], num_rounds: int, warmup_rounds: int = 2
+    arms: Mapping[str, Callable[[], object]],
+    num_rounds: int,
+    warmup_rounds: int = 2,
+    before: Mapping[str, Callable[[], object]] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Time every arm once a round.
 
@@ -19,6 +22,7 @@ def time_rounds(
         arms: Name to what is timed.
         num_rounds: Timed rounds.
         warmup_rounds: Rounds before them.
+        before: What is done before an arm of that name, untimed.
 
     Returns:
         Seconds of each arm by round, and seconds of the processor in this process, which other
@@ -28,6 +32,8 @@ def time_rounds(
     cpu_seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(warmup_rounds + num_rounds):
         for name in arms if number % 2 == 0 else reversed(list(arms)):
+            if before is not None and name in before:
+                before[name]()
             begin, cpu_begin = time.perf_counter(), time.process_time()
             arms[name]()
             spent, cpu_spent = time.perf_counter() - begin, time.process_time() - cpu_begin

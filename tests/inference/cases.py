@@ -107,10 +107,10 @@ def write_checkpoint(run_dir: Path, run: RunConfig, model: LanguageModel, step: 
     directory.mkdir(parents=True)
     tensors = {name: p.detach() for name, p in model.named_parameters()}
     halves = [dict(list(tensors.items())[start::2]) for start in (0, 1)]
-    files = [
-        write_tensors(LocalStore(directory), f"weights-{n}.safetensors", "weights", half)
-        for n, half in enumerate(halves)
-    ]
+    files = write_tensors(
+        LocalStore(directory),
+        {f"weights-{n}.safetensors": ("weights", half) for n, half in enumerate(halves)},
+    )
     manifest = checkpoint_files.CheckpointManifest(
         step=step, tokens=0, optimizer_step=step, samples=0, skipped_total=0, skipped_in_a_row=0,
         config_hash=lineage_hash(run), data_fingerprint=FINGERPRINT, family=run.model.family,

@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +56,10 @@ class CrashingDisk(Disk):
         elif self._mutant != "no file sync":
             self._unsynced_files.discard(path)
         self._done(f"sync {path.name}")
+
+    def begin_sync(self, path: Path) -> Callable[[], None]:
+        # The worst case, and always the same: nothing is on the disk before it is waited for.
+        return partial(self.sync, path)
 
     def rename(self, source: Path, target: Path) -> None:
         if self._mutant == "pointer first" and source.is_dir() and target.name.startswith("step-"):

@@ -21,6 +21,7 @@ from pipeline.training.checkpoint_files import (
     verify_checkpoint,
 )
 from pipeline.training.checkpoint_store import Buffer, Disk, LocalStore
+from pipeline.training.checkpoint_tensors import write_tensors
 from pipeline.training.distributed import RankContext
 from pipeline.training.engine import EngineState
 from tests.training.cases import my_batches, small_engine, small_run
@@ -44,6 +45,34 @@ class GatedDisk(Disk):
         super().write(path, chunks)
 
 
+class TurnedDisk(Disk):
+    """Forces its first file to disk only once it is asked to write a second."""
+
+    def __init__(self) -> None:
+        self.second = threading.Event()
+        self.synced: list[str] = []
+
+    def write(self, path: Path, chunks: Iterable[Buffer]) -> None:
+        if path.name == "second":
+            self.second.set()
+        super().write(path, chunks)
+
+    def sync(self, path: Path) -> None:
+        if path.name == "first":
+            assert self.second.wait(60.0)
+        super().sync(path)
+        self.synced.append(path.name)
+
+
+class UnsyncableDisk(Disk):
+    """Takes what is written, and fails to keep it."""
+
+    def sync(self, path: Path) -> None:
+        if path.name == "first":
+            raise OSError(errno.EIO, "lost", str(path))
+        super().sync(path)
+
+
 class FullDisk(Disk):
     """Has no room for tensor files."""
 
@@ -59,6 +88,35 @@ def store_on(run_dir: Path, disk: Disk) -> LocalStore:
 
 def tensors(state: EngineState) -> dict[str, torch.Tensor]:
     return {f"{k}/{n}": t.clone() for k in KINDS for n, t in getattr(state, k).items()}
+
+
+def test_files_are_synced_while_the_next_are_written_and_all_before_the_write_ends(
+    tmp_path: Path,
+) -> None:
+    disk = TurnedDisk()
+    LocalStore(tmp_path, disk).write({"in/first": [b"1"], "in/second": [b"2", b"3"]})
+    assert sorted(disk.synced) == ["first", "second"]
+    assert (tmp_path / "in" / "second").read_bytes() == b"23"
+
+
+def test_file_that_the_disk_loses_fails_the_write(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="lost"):
+        LocalStore(tmp_path, UnsyncableDisk()).write({"in/first": [b"1"], "in/second": [b"2"]})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_number_that_is_not_finite_is_refused_and_the_largest_that_is_are_not(
+    tmp_path: Path, number: float
+) -> None:
+    most = torch.finfo(torch.float32).max
+    tensors = {"ends": torch.tensor([most, most, -most]), "none": torch.empty(0)}
+    store = LocalStore(tmp_path)
+    assert write_tensors(store, {"in/good": ("exp_avg", tensors)})[0].tensors == ["ends", "none"]
+    for place in (0, 70):
+        bad = torch.ones(71)
+        bad[place] = number
+        with pytest.raises(CheckpointError, match="exp_avg of bad is not finite"):
+            write_tensors(store, {"in/bad": ("exp_avg", {**tensors, "bad": bad})})
 
 
 def train_beside_a_save(ranks: RankContext, run_dir: Path) -> tuple[list[int], float, float, bool]:
@@ -148,6 +206,9 @@ def test_failure_of_one_writer_comes_up_at_one_step_on_all_ranks(
     assert first[0] in (3, 4)
     assert "step-00000002 failed: rank 1: " in first[1]
     assert "no space left" in first[1]
+    # Three numbers of four bytes for each of 28 parameters.
+    assert "a checkpoint needs 336 bytes" in first[1]
+    assert first[1].endswith("no checkpoint stands")
     assert [p.name for p in (tmp_path / DIRECTORY).glob("*step-*")] == []
 
 

@@ -234,6 +234,7 @@ def test_rank_that_cannot_write_fails_the_save_on_all_and_harms_nothing(
     messages = two_ranks.run(save_badly, tmp_path, fault)
     assert messages[0] == messages[1]
     assert "rank 1: " in messages[0]
+    assert "step-00000001 stands" in messages[0]
     assert entries(tmp_path) == ["latest", "owner", "step-00000001"]
     assert two_ranks.run(restore, tmp_path)[0][0] == train_state(1)
 

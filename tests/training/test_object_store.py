@@ -76,7 +76,7 @@ def test_damaged_object_is_passed_over(
         data = bytearray(store.entries("step-00000002")[name])
         store.read_into(f"step-00000002/{name}", 0, memoryview(data))
         data[-1] ^= 1
-        store.write(f"step-00000002/{name}", [data])
+        store.write({f"step-00000002/{name}": [data]})
     for state, value, said in two_ranks.run(restore_remote, s3_variables, url):
         assert (state, value) == (train_state(1), 1.0)
         assert f"step-00000002 is passed over: {name} has another sha256" in said[0]
@@ -91,7 +91,7 @@ def test_upload_without_a_manifest_is_no_checkpoint_and_is_cleared(
     one_rank.run(save_remote, s3_variables, url, 1, 2)
     with environment_set(s3_variables):
         store = ObjectStore(url)
-        store.write("step-00000003/weights-00000-of-00001.safetensors", [b"cut off"])
+        store.write({"step-00000003/weights-00000-of-00001.safetensors": [b"cut off"]})
         assert one_rank.run(restore_remote, s3_variables, url) == [(train_state(2), 2.0, [])]
         assert store.entries("step-00000003") == {}
 
