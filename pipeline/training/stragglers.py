@@ -83,12 +83,13 @@ def find_straggler(steps: Sequence[Sequence[RankTimes]]) -> Straggler | None:
     if len(steps) < MIN_STEPS or len(steps[0]) < 2:
         return None
     ranks = range(len(steps[0]))
-    busy = [statistics.median(step[rank].busy_seconds for step in steps) for rank in ranks]
+    # The lower of two middle ones: half of the steps may be slow for another reason.
+    busy = [statistics.median_low(step[rank].busy_seconds for step in steps) for rank in ranks]
     slowest = max(ranks, key=busy.__getitem__)
     others = statistics.median(busy[rank] for rank in ranks if rank != slowest)
     if busy[slowest] < RATIO * others or busy[slowest] - others < MIN_EXCESS_SECONDS:
         return None
-    data = [statistics.median(step[rank].data_seconds for step in steps) for rank in ranks]
+    data = [statistics.median_low(step[rank].data_seconds for step in steps) for rank in ranks]
     data_excess = data[slowest] - statistics.median(data[r] for r in ranks if r != slowest)
     return Straggler(
         rank=slowest,

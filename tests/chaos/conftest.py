@@ -16,7 +16,8 @@ Note = Callable[[str, History], None]
 
 @pytest.fixture(scope="session")
 def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_prepared(tmp_path_factory.mktemp("data") / "prepared")
+    # Few validation tokens: each evaluation takes as long as it has batches.
+    return write_prepared(tmp_path_factory.mktemp("data") / "prepared", validation_tokens=100)
 
 
 @pytest.fixture

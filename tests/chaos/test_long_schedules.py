@@ -17,7 +17,7 @@ IN_CHECKPOINT = ("checkpoint.write", "checkpoint.rename", "checkpoint.commit")
 ENDS = ("kill", "kill", "exit", "raise", "stop", "terminate")
 """A killed rank is the commonest of losses."""
 WATCHDOG_SECONDS = 5.0
-NUM_SEEDS = 40
+NUM_SEEDS = 32
 
 
 def draw(seed: int) -> tuple[str, int, list[dict[str, Any]]]:

@@ -69,8 +69,8 @@ def test_a_second_run_is_refused_and_a_dead_owner_replaced(chaos: Chaos, golden:
 @pytest.mark.parametrize(
     ("log_every_steps", "refusal"),
     [
-        (NUM_STEPS, r"CheckpointError: saving step-0{7}8 failed: rank 0: .*took the run over"),
-        (1, r"TrackingError: \S+events.jsonl .*took the run over"),
+        (NUM_STEPS, r"CheckpointError: saving step-0{7}[48] failed: rank 0: .*took the run over"),
+        (1, r"TrackingError: \S+events\S*\.jsonl .*took the run over"),
     ],
     ids=["commit", "event"],
 )
