@@ -22,6 +22,7 @@ FINAL_KINDS = ("ConfigError", "DataError", "CheckpointError", "TrainingDiverged"
 """Errors that the next attempt would meet again."""
 LOST_PEER = re.compile(r"gloo|nccl|tcpstore|connection|\bpeer\b|timed out|found no group", re.I)
 """How an error reads that a rank meets because another one is gone."""
+VMSTAT = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,9 @@ class RankRecord:
     """The error's message."""
     exit_code: int = 1
     """What the command line returns for it."""
+    oom_kills: int | None = None
+    """Processes that its kernel had killed for lack of memory when the rank began; None where the
+    kernel does not count them."""
 
 
 class RankFailure(LaunchError):
@@ -73,7 +77,7 @@ def recorded(run_dir: Path, rank: int) -> Iterator[None]:
             "storage under the same path: mount it there, or choose another output_dir"
         )
     path = run_dir / f"rank-{rank}.json"
-    record = RankRecord(rank=rank, host=host, process_id=os.getpid())
+    record = RankRecord(rank=rank, host=host, process_id=os.getpid(), oom_kills=count_oom_kills())
     write_text_atomic(path, json.dumps(asdict(record)))
     try:
         yield
@@ -157,4 +161,27 @@ def _place(run_dir: Path, record: RankRecord | None) -> str:
 def _cause(record: RankRecord | None, ending: str | None) -> str:
     if record is not None and record.kind is not None:
         return f"{record.kind}: {record.cause}"
-    return ending or "no word: it was killed, it hangs, or its host was lost"
+    told = ending or "no word: it was killed, it hangs, or its host was lost"
+    if record is None or record.oom_kills is None or record.host != socket.gethostname():
+        return told
+    killed = (count_oom_kills() or 0) - record.oom_kills
+    if killed <= 0:
+        return told
+    return (
+        f"{told}, out of memory (OOM): the kernel of this host has killed {killed} process(es) for "
+        "lack of memory since the rank began; lower train.micro_batch_samples, use more ranks or "
+        "hosts, or raise the memory limit"
+    )
+
+
+def count_oom_kills() -> int | None:
+    """Give how many processes the kernel of this host has killed for lack of memory since boot.
+
+    Source: `oom_kill` in /proc/vmstat, from Linux 4.13; kills by a container's limit count as well.
+    """
+    with suppress(OSError):
+        for line in VMSTAT.read_text().splitlines():
+            name, _, number = line.partition(" ")
+            if name == "oom_kill":
+                return int(number)
+    return None

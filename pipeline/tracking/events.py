@@ -19,8 +19,8 @@ from pipeline.errors import TrackingError
 from pipeline.tracking.metrics import METRICS, check_metric
 
 EventKind = Literal[
-    "start", "resume", "train", "prepare", "eval", "checkpoint", "skip", "stop", "abort", "finish",
-    "system",
+    "start", "resume", "train", "prepare", "eval", "checkpoint", "skip", "straggler", "stop",
+    "abort", "finish", "system",
 ]  # fmt: skip
 DURABLE_KINDS = ("checkpoint", "stop", "abort", "finish")
 """Kinds that are forced to disk at once: what follows them may rely on them after a power loss."""
@@ -76,7 +76,8 @@ class EventWriter:
         self.attempt = attempt
         self._next_seq = existing[-1].seq + 1 if existing else 0
         self._file: IO[bytes] = path.open("ab")
-        self._file.truncate(_complete_bytes(path))
+        self._size_bytes = _complete_bytes(path)
+        self._file.truncate(self._size_bytes)
 
     @property
     def last_seq(self) -> int:
@@ -92,8 +93,10 @@ class EventWriter:
             values: Metrics by name, in the units of `METRICS`, and free fields without a slash.
 
         Raises:
-            TrackingError: The kind or a metric name is unknown, or a metric is not a number.
+            TrackingError: The kind or a metric name is unknown, a metric is not a number, or
+                another process has written to the log since this one did.
         """
+        self._check_alone()
         event = Event(
             seq=self._next_seq,
             attempt=self.attempt,
@@ -102,12 +105,24 @@ class EventWriter:
             time_unix_seconds=time.time(),
             values=dict(values or {}),
         )
-        self._file.write(_to_line(event))
+        line = _to_line(event)
+        self._file.write(line)
         self._file.flush()
+        self._size_bytes += len(line)
         if kind in DURABLE_KINDS:
             os.fsync(self._file.fileno())
         self._next_seq += 1
         return event
+
+    def _check_alone(self) -> None:
+        """Refuse to write behind the events of a process that took the run over."""
+        size_bytes = os.fstat(self._file.fileno()).st_size
+        if size_bytes != self._size_bytes:
+            raise TrackingError(
+                f"{self.path} has {size_bytes} bytes and this process left {self._size_bytes}: "
+                "another process took the run over while this one did not answer. End one of the "
+                "two"
+            )
 
     def close(self) -> None:
         """Force the log to disk and close it."""

@@ -84,8 +84,9 @@ class DeepSpeedEngine:
         limits: StepLimits = NO_LIMITS,
     ) -> StepOutcome:
         """Take one optimizer step; see `Engine`."""
-        laps = Laps(self._ranks.device)
         num_tokens = int(sum_over_ranks([count_labels(micro_batches)], self._ranks)[0])
+        # Not before: waiting for a rank whose data comes late is no part of this rank's forward.
+        laps = Laps(self._ranks.device)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         sums = self._run_micro_batches(micro_batches, num_tokens, laps)

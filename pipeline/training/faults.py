@@ -30,13 +30,15 @@ Phase = Literal[
 ]  # fmt: skip
 """Where ranks pass by, in the order of a step; `loss` is a value that passes."""
 Action = Literal[
-    "kill", "terminate", "stop", "sleep", "hold_gil", "exit", "raise", "enospc", "multiply"
+    "kill", "terminate", "stop", "sleep", "hold_gil", "exit", "raise", "enospc", "allocate",
+    "multiply",
 ]  # fmt: skip
 
 ARGUMENTS: dict[Action, set[str]] = {
     "sleep": {"seconds"},
     "hold_gil": {"seconds"},
     "exit": {"code"},
+    "allocate": {"bytes"},
     "multiply": {"factor"},
 }
 """What an action needs in `args`; those left out need nothing."""
@@ -52,7 +54,8 @@ class Fault(BaseModel):
     phase: Phase
     action: Action
     args: dict[str, float] = Field(default_factory=dict)
-    """`seconds` of sleep and hold_gil, `code` of exit, `factor` of multiply, which may be nan."""
+    """`seconds` of sleep and hold_gil, `code` of exit, `bytes` of allocate, `factor` of multiply,
+    which may be nan."""
     rank: int | None = None
     host: str | None = None
     attempt: int | None = None
@@ -188,6 +191,11 @@ def _refuse_space(fault: Fault) -> None:
     raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} (injected fault {fault.id})")
 
 
+def _allocate(fault: Fault) -> None:
+    """Write to so much memory; a limit below that ends the process."""
+    bytearray(b"1") * int(fault.args["bytes"])
+
+
 ACTIONS: dict[Action, Callable[[Fault], None]] = {
     "kill": _signal_self(signal.SIGKILL),
     "terminate": _signal_self(signal.SIGTERM),
@@ -197,5 +205,6 @@ ACTIONS: dict[Action, Callable[[Fault], None]] = {
     "exit": lambda fault: os._exit(int(fault.args["code"])),
     "raise": _raise,
     "enospc": _refuse_space,
+    "allocate": _allocate,
     "multiply": lambda _: None,
 }

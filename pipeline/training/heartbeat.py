@@ -7,6 +7,7 @@ cannot look like a hang. Each rank writes its own file, in two records of fixed 
 import json
 import os
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,9 +86,15 @@ class Heartbeat:
         )
 
     def close(self) -> None:
-        """Remove the file: this rank is done and nobody need wait for it."""
+        """Remove the file: this rank is done and nobody need wait for it.
+
+        One that a later attempt has put in its place stays: its watchdog looks for it.
+        """
+        mine = os.fstat(self._descriptor).st_ino
         os.close(self._descriptor)
-        self._path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if self._path.stat().st_ino == mine:
+                self._path.unlink()
 
     def _put(self, record: str, offset: int) -> None:
         os.pwrite(self._descriptor, record.encode().ljust(RECORD_BYTES - 1) + b"\n", offset)

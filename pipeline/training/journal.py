@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from pipeline.config.load import lineage_hash
 from pipeline.config.schema import RunConfig
-from pipeline.errors import ConfigError, LaunchError
+from pipeline.errors import ConfigError, LaunchError, TrackingError
 from pipeline.tracking.events import (
     Event,
     EventKind,
@@ -150,8 +150,8 @@ class Journal:
         # An attempt that was refused before its first event leaves the log as it found it.
         if error is not None and self._has_begun:
             told = redact(f"{type(error).__name__}: {error}")[:ERROR_CHARACTERS]
-            # A disk that is full must not hide the error that it may have caused.
-            with contextlib.suppress(OSError):
+            # Neither a full disk nor a log that has another owner may hide the error.
+            with contextlib.suppress(OSError, TrackingError):
                 self.write("abort", self._step, {"error": told})
         self._stack.close()
 

@@ -1,19 +1,20 @@
 """The loop: steps, evaluations and checkpoints until the run is complete or all agree to stop."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import LaunchError
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.distributed import RankContext, sum_over_ranks
 from pipeline.training.guard import GuardState, SkippedSteps
-from pipeline.training.meters import StepTiming, busy_seconds
+from pipeline.training.meters import StepTiming
 from pipeline.training.phases import enter, note_samples
 from pipeline.training.recovery import handle_skip
 from pipeline.training.schedule import learning_rate
 from pipeline.training.session import Training, agree_to_stop, evaluate, log_step, save
 from pipeline.training.stopping import REASONS, URGENT, StopWatch, first_reason
+from pipeline.training.stragglers import RankTimes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,14 @@ class Agreement:
     """Ranks whose engine applied the step."""
     text_bytes: float
     """Raw bytes of the global batch's labels."""
-    slowest_rank_ratio: float
+    times: list[RankTimes]
+    """Of every rank."""
+
+    @property
+    def slowest_rank_ratio(self) -> float:
+        """Time of the slowest rank over the mean of all."""
+        busy = [rank.busy_seconds for rank in self.times]
+        return max(busy) * len(busy) / sum(busy) if sum(busy) > 0.0 else 1.0
 
 
 def fit(training: Training, state: TrainState, stop: StopWatch) -> tuple[TrainState, str | None]:
@@ -96,7 +104,8 @@ def take_step(
     num_bytes = float(sum(int(batch.text_bytes.sum()) for batch in micro_batches))
     enter("agree")
     votes = [*stop.votes(step), float(outcome.applied), num_bytes]
-    agreement = agree(training.ranks, votes, busy_seconds(outcome, data_wait))
+    mine = RankTimes(data_seconds=data_wait, forward_seconds=outcome.forward_seconds)
+    agreement = agree(training.ranks, votes, mine)
     training.meter.add(
         StepTiming(
             step_seconds=time.perf_counter() - begin,
@@ -112,6 +121,9 @@ def take_step(
     )
     training.profiler.end(step)
     check_unity(agreement, training.ranks, step)
+    if (straggler := training.stragglers.note(agreement.times)) is not None:
+        told = straggler.describe()
+        training.journal.write("straggler", step, {**asdict(straggler), "message": told})
     state = replace(state, step=step, loader=training.loader.state)
     if not outcome.applied:
         state = handle_skip(training, state, outcome, limits)
@@ -124,25 +136,27 @@ def take_step(
     return state, agreement.stop_reason
 
 
-def agree(ranks: RankContext, votes: list[float], busy: float) -> Agreement:
+def agree(ranks: RankContext, votes: list[float], mine: RankTimes) -> Agreement:
     """Sum what every rank brings to the end of a step; all ranks get the same answer.
 
     Args:
         ranks: This rank among the others.
         votes: Reasons to stop that this rank sees, as `StopWatch.votes`; whether it applied the
             step; raw bytes of its labels.
-        busy: Seconds in which this rank did not wait for others.
+        mine: Seconds in which this rank did not wait for others.
     """
-    busy_by_rank = [0.0] * ranks.world_size
-    busy_by_rank[ranks.rank] = busy
-    summed = sum_over_ranks([*votes, *busy_by_rank], ranks)
+    by_rank = [0.0] * (2 * ranks.world_size)
+    by_rank[2 * ranks.rank : 2 * ranks.rank + 2] = mine.data_seconds, mine.forward_seconds
+    summed = sum_over_ranks([*votes, *by_rank], ranks)
     reasons, times = summed[: len(REASONS)], summed[len(votes) :]
-    mean = sum(times) / len(times)
     return Agreement(
         stop_reason=first_reason(reasons),
         num_applied=round(summed[len(REASONS)]),
         text_bytes=summed[len(REASONS) + 1],
-        slowest_rank_ratio=max(times) / mean if mean > 0.0 else 1.0,
+        times=[
+            RankTimes(data_seconds=data, forward_seconds=forward)
+            for data, forward in zip(times[::2], times[1::2], strict=True)
+        ],
     )
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 
 from pipeline.training.distributed import RankContext
-from pipeline.training.engine import StepOutcome
 
 WARMUP_STEPS = 3
 """First steps of an attempt that no median counts: ZeRO 3 records its order of gathers in the
@@ -37,11 +36,6 @@ class StepTiming:
     """Largest over mean time of the ranks in loader and forward passes, where none waits for
     another but under ZeRO 3."""
     num_tokens: int
-
-
-def busy_seconds(outcome: StepOutcome, data_wait_seconds: float) -> float:
-    """Give the part of a step in which a rank does not wait for the others."""
-    return data_wait_seconds + outcome.forward_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a rank trains with, and what it does beside the steps: score, save, and say how it goes."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.config.schema import RunConfig
@@ -17,6 +17,7 @@ from pipeline.training.journal import Journal
 from pipeline.training.meters import StepMeter, WallClock
 from pipeline.training.profiling import StepProfiler
 from pipeline.training.stopping import URGENT, StopAgreed, StopWatch, first_reason
+from pipeline.training.stragglers import StragglerWatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Training:
     clock: WallClock
     profiler: StepProfiler
     flops_per_token: float
+    stragglers: StragglerWatch = field(default_factory=StragglerWatch)
 
 
 def log_step(

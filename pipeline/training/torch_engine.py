@@ -63,8 +63,8 @@ class TorchEngine:
     ) -> StepOutcome:
         """Take one optimizer step; see `Engine`."""
         device = self._ranks.device
-        laps = Laps(device)
         num_tokens = int(sum_over_ranks([count_labels(micro_batches)], self._ranks)[0])
+        laps = Laps(device)
         # Of all labels, and of those that stand for text.
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._optimizer.zero_grad()

@@ -1,5 +1,9 @@
+"""Runs to break, runs without faults to compare them with, and the table of what faults cost."""
+
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,11 +11,13 @@ from tests.chaos.harness import Chaos, History, chaos_run, nothing_left
 from tests.training.cases import write_prepared
 
 Golden = Callable[..., History]
+Note = Callable[[str, History], None]
 
 
 @pytest.fixture(scope="session")
 def prepared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_prepared(tmp_path_factory.mktemp("data") / "prepared")
+    # Few validation tokens: each evaluation takes as long as it has batches.
+    return write_prepared(tmp_path_factory.mktemp("data") / "prepared", validation_tokens=100)
 
 
 @pytest.fixture
@@ -42,3 +48,45 @@ def golden(tmp_path_factory: pytest.TempPathFactory, prepared_dir: Path) -> Gold
         return kept[family, stage]
 
     return give
+
+
+@pytest.fixture
+def note(record_property: Callable[[str, object], None]) -> Note:
+    """Keep what a case cost, for the table at the end."""
+
+    def keep(name: str, seen: History) -> None:
+        record_property(
+            "fault",
+            {
+                "name": name,
+                "wasted_steps": [seen.wasted_steps],
+                "detection_seconds": seen.detection_seconds,
+                "recovery_seconds": seen.recovery_seconds,
+            },
+        )
+
+    return keep
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what each fault cost, over all cases that passed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, case in report.user_properties:
+            if name == "fault":
+                found.setdefault(case["name"], []).append(case)
+    if found:
+        terminalreporter.write_line("fault, cases, steps wasted, s to detect, s to first new step")
+    for name, cases in sorted(found.items()):
+        cells = [
+            _range([number for case in cases for number in case[column]])
+            for column in ("wasted_steps", "detection_seconds", "recovery_seconds")
+        ]
+        terminalreporter.write_line(", ".join([name, str(len(cases)), *cells]))
+
+
+def _range(numbers: list[float]) -> str:
+    if not numbers:
+        return "-"
+    middle = statistics.median(numbers)
+    return f"{min(numbers):.3g} to {max(numbers):.3g} (median {middle:.3g})"

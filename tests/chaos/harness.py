@@ -23,6 +23,7 @@ from pipeline.config.load import dump_yaml, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.errors import LaunchError
 from pipeline.tracking.events import Event, read_events, surviving_events
+from pipeline.tracking.store import Verdict
 from pipeline.training.checkpoint_files import list_checkpoints, read_manifest
 from pipeline.training.distributed import TIMEOUT_VARIABLE
 from pipeline.training.faults import ALLOW_VARIABLE, PLAN_VARIABLE
@@ -31,7 +32,6 @@ from tests.training.cases import GLOBAL_BATCH_SAMPLES, SEQUENCE_TOKENS, small_ru
 NUM_STEPS = 12
 INTERVAL = 4
 """Steps between checkpoints; small, so that a lost interval is cheap."""
-MAX_ATTEMPTS = 3
 GROUP_TIMEOUT_SECONDS = 60
 """Far below the default, so that a fault that nobody notices fails its test in time."""
 
@@ -53,7 +53,9 @@ class Ending:
 
     verdict: str | None
     error: LaunchError | None
-    seconds: float
+    ended_seconds: float
+    """By the monotonic clock."""
+    ended_unix_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,27 @@ class History:
         return len(taken) - len(self.kept_attempts)
 
     @property
+    def detection_seconds(self) -> list[float]:
+        """From each fault that ended an attempt to the launcher's word on it."""
+        failed = {n: end for n, end in enumerate(self.endings, 1) if end.error is not None}
+        struck = {line["attempt"]: line["monotonic_seconds"] for line in self.fired}
+        return [end.ended_seconds - struck[n] for n, end in failed.items() if n in struck]
+
+    @property
+    def recovery_seconds(self) -> list[float]:
+        """From each fault that ended an attempt to the first step that the next one took."""
+        found = []
+        for line in self.fired:
+            train = [e for e in self.events if e.kind == "train"]
+            next_steps = [e for e in train if e.attempt == line["attempt"] + 1]
+            failed = self.endings[line["attempt"] - 1].error is not None
+            if failed and next_steps:
+                offset = self.endings[0].ended_unix_seconds - self.endings[0].ended_seconds
+                struck = line["monotonic_seconds"] + offset
+                found.append(next_steps[0].time_unix_seconds - struck)
+        return found
+
+    @property
     def weights(self) -> dict[str, str]:
         """Hash of each file of the newest checkpoint."""
         manifest = read_manifest(list_checkpoints(self.run_dir)[0])
@@ -133,24 +156,35 @@ class Chaos:
         """Start a run again and again until it is complete, or has had its attempts."""
         self.plan(run_dir, *faults)
         endings: list[Ending] = []
-        while len(endings) < MAX_ATTEMPTS and not (endings and endings[-1].verdict == "complete"):
+        # One for each fault, and the last.
+        while len(endings) <= len(faults) and not (endings and endings[-1].verdict == "complete"):
             endings.append(attempt(run_dir, num_workers=num_workers))
         return history(run_dir, endings)
 
 
 def attempt(run_dir: Path, *, num_workers: int = 2, stop_after_steps: int | None = None) -> Ending:
     """Run the ranks once, as the train command does."""
-    launcher = LocalLauncher(ClusterConfig(accelerator="cpu"), StopRequest(print))
-    begin = time.monotonic()
     verdict, error = None, None
     try:
         with alone_in(run_dir):
-            verdict = launcher.run(
-                run_dir, num_workers=num_workers, stop_after_steps=stop_after_steps
-            )
+            verdict = run_ranks(run_dir, num_workers, stop_after_steps)
     except LaunchError as exc:
         error = exc
-    return Ending(verdict=verdict, error=error, seconds=time.monotonic() - begin)
+    return Ending(
+        verdict=verdict, error=error,
+        ended_seconds=time.monotonic(), ended_unix_seconds=time.time(),
+    )  # fmt: skip
+
+
+def run_ranks(run_dir: Path, num_workers: int = 2, stop_after_steps: int | None = None) -> Verdict:
+    """Run the ranks once, whoever owns the directory."""
+    launcher = LocalLauncher(ClusterConfig(accelerator="cpu"), StopRequest(print))
+    return launcher.run(run_dir, num_workers=num_workers, stop_after_steps=stop_after_steps)
+
+
+def fault(phase: str, action: str, **fields: Any) -> dict[str, Any]:
+    """Describe a fault of the first attempt, unless the fields say otherwise."""
+    return {"id": f"{action}-{phase}", "phase": phase, "action": action, "attempt": 1, **fields}
 
 
 def plan_path(run_dir: Path) -> Path:

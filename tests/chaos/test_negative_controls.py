@@ -36,14 +36,32 @@ pytestmark = pytest.mark.slow
 STOP_STEP = 2 * INTERVAL + 2
 
 
-def spoiled(chaos: Chaos, spoil: Callable[[Path], None]) -> History:
-    """Stop a run late, spoil what it left, and let it go on to its end."""
-    run_dir = chaos.make("run", chaos_run())
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, prepared_dir: Path) -> History:
+    """A run that was stopped late, under a plan whose fault never strikes."""
+    with pytest.MonkeyPatch.context() as patch:
+        chaos = Chaos(tmp_path_factory.mktemp("stopped"), prepared_dir, patch)
+        run_dir = chaos.make("run", chaos_run())
+        chaos.plan(run_dir, {"id": "never", "phase": "forward", "action": "kill", "step": 999})
+        seen = history(run_dir, [attempt(run_dir, stop_after_steps=STOP_STEP)])
+        assert seen.endings[0].verdict == "stopped"
+        return seen
+
+
+def copied(chaos: Chaos, stopped: History) -> Path:
+    """Copy a run with what the harness noted of it."""
+    shutil.copytree(stopped.run_dir.parent, chaos.root, dirs_exist_ok=True)
+    return chaos.root / stopped.run_dir.name
+
+
+def spoiled(chaos: Chaos, stopped: History, spoil: Callable[[Path], None]) -> History:
+    """Spoil what a stopped run has left, and let it go on to its end."""
+    run_dir = copied(chaos, stopped)
     chaos.plan(run_dir)
-    first = attempt(run_dir, stop_after_steps=STOP_STEP)
-    assert first.verdict == "stopped"
     spoil(run_dir)
-    return history(run_dir, [first, attempt(run_dir)])
+    last = attempt(run_dir)
+    assert last.verdict == "complete"
+    return history(run_dir, [*stopped.endings, last])
 
 
 def rewind_loader(run_dir: Path) -> None:
@@ -56,9 +74,10 @@ def rewind_loader(run_dir: Path) -> None:
     path.write_text(json.dumps(tree))
 
 
-def test_a_replayed_batch_turns_curve_and_ledger_red(chaos: Chaos, golden: Golden) -> None:
-    seen = spoiled(chaos, rewind_loader)
-    assert seen.endings[-1].verdict == "complete"
+def test_a_replayed_batch_turns_curve_and_ledger_red(
+    chaos: Chaos, golden: Golden, stopped: History
+) -> None:
+    seen = spoiled(chaos, stopped, rewind_loader)
     assert seen.samples[STOP_STEP + 1] == golden().samples[STOP_STEP]
     with pytest.raises(AssertionError):
         check_samples(seen, golden())
@@ -67,9 +86,9 @@ def test_a_replayed_batch_turns_curve_and_ledger_red(chaos: Chaos, golden: Golde
 
 
 def test_a_resume_from_the_start_turns_the_bound_red_though_the_curve_is_right(
-    chaos: Chaos, golden: Golden
+    chaos: Chaos, golden: Golden, stopped: History
 ) -> None:
-    seen = spoiled(chaos, lambda run_dir: shutil.rmtree(run_dir / "checkpoints"))
+    seen = spoiled(chaos, stopped, lambda run_dir: shutil.rmtree(run_dir / "checkpoints"))
     check_curve(seen, golden())
     check_samples(seen, golden())
     assert seen.wasted_steps == STOP_STEP
@@ -77,13 +96,12 @@ def test_a_resume_from_the_start_turns_the_bound_red_though_the_curve_is_right(
         check_lost_steps(seen)
 
 
-def test_a_pointer_before_its_files_and_a_fault_that_never_struck_turn_red(chaos: Chaos) -> None:
-    run_dir = chaos.make("run", chaos_run())
-    never = {"id": "never", "phase": "forward", "action": "kill", "step": 999}
-    chaos.plan(run_dir, never)
-    seen = history(run_dir, [attempt(run_dir, stop_after_steps=INTERVAL)])
+def test_a_pointer_before_its_files_and_a_fault_that_never_struck_turn_red(
+    chaos: Chaos, stopped: History
+) -> None:
+    run_dir = copied(chaos, stopped)
     with pytest.raises(AssertionError):
-        check_fired(seen, "never")
+        check_fired(history(run_dir, []), "never")
     check_pointer(run_dir)
     newest = list_checkpoints(run_dir)[0]
     # As if rank 1 had not finished when rank 0 let `latest` name the checkpoint.

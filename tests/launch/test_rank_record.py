@@ -1,5 +1,6 @@
 """Of all ranks that fail, the one that the others followed is named."""
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from launch.rank_record import (
     clear_records,
+    count_oom_kills,
     first_failure,
     newest_checkpoint_step,
     read_records,
@@ -68,6 +70,20 @@ def test_a_killed_rank_comes_before_those_that_lost_it(run_dir: Path) -> None:
     for endings in (None, {0: "exit code 1"}):
         failure = first_failure(run_dir, endings)
         assert f"rank 1 of run on {HOST} before its first step failed with no word" in str(failure)
+
+
+def test_a_kill_for_lack_of_memory_is_told_by_the_kernels_count(run_dir: Path) -> None:
+    begin(run_dir, 1)
+    before = count_oom_kills()
+    assert before == read_records(run_dir)[1].oom_kills
+    assert before is not None
+    assert "out of memory" not in str(first_failure(run_dir, {1: "signal SIGKILL"}))
+    # As a rank has noted that began before the last of them.
+    path = run_dir / "rank-1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"oom_kills": before - 1}))
+    told = str(first_failure(run_dir, {1: "signal SIGKILL"}))
+    assert "failed with signal SIGKILL, out of memory (OOM): the kernel of this host" in told
+    assert "killed 1 process(es)" in told
 
 
 def test_an_error_that_tells_of_no_peer_is_the_ranks_own(run_dir: Path) -> None:

@@ -95,6 +95,16 @@ def test_an_earlier_attempt_cannot_append_after_a_later_one(tmp_path: Path) -> N
         EventWriter(path, attempt=1)
 
 
+def test_a_process_that_was_taken_over_writes_nothing_behind_its_successor(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventWriter(path, attempt=1) as stalled:
+        stalled.write("train", 1)
+        write_attempt(path, 2, 1, 3)
+        with pytest.raises(TrackingError, match="another process took the run over"):
+            stalled.write("train", 2)
+    assert [(e.attempt, e.step) for e in read_events(path)] == [(1, 1), (2, 1), (2, 2), (2, 3)]
+
+
 def test_a_rewind_replaces_what_came_after_the_resumed_step(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     write_attempt(path, 1, 0, 5)

@@ -181,3 +181,12 @@ def test_files_of_an_earlier_attempt_tell_nothing(tmp_path: Path) -> None:
     Heartbeat(tmp_path, 1, 1)
     Heartbeat(tmp_path, 0, 2)
     assert list(read_heartbeats(tmp_path)) == [0]
+
+
+def test_a_rank_that_was_replaced_leaves_the_file_of_its_successor(tmp_path: Path) -> None:
+    replaced = Heartbeat(tmp_path, 0, 1)
+    successor = Heartbeat(tmp_path, 0, 2)
+    replaced.close()
+    assert read_heartbeats(tmp_path)[0][0].attempt == 2
+    successor.close()
+    assert read_heartbeats(tmp_path) == {}
