@@ -11,6 +11,10 @@ from pipeline.estimate.failures import SECONDS_PER_HOUR, Goodput, predict_goodpu
 from pipeline.estimate.memory import MemoryComponent, memory_table, peak_bytes
 from pipeline.estimate.step_time import StepTime, step_time
 
+PUBLISHED_ERROR_FRACTION = 0.08
+"""Median error of predicted tokens per second over published runs on GPUs that set no constant.
+Source: docs/estimate.md, tested by tests/estimate/test_published.py."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:

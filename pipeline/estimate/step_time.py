@@ -97,8 +97,9 @@ class StepTime:
 
 
 def execution_of(run: RunConfig, hardware: HardwareConfig) -> Execution:
-    """Give what our engine does: attention is plain for bf16 on a CPU alone."""
+    """Give what our engine does: attention is plain where it is additive, and for bf16 on a CPU."""
     is_plain = hardware.kind == "cpu" and run.precision != "fp32"
+    is_plain |= getattr(run.model, "attention", "scaled_dot") == "additive"
     return Execution(
         fused_attention=not is_plain,
         compiled=run.train.compile,
@@ -130,7 +131,7 @@ def step_time(
     execution = execution or execution_of(run, hardware)
     plan = plan_batches(run.train, num_ranks)
     rates = rates_of(hardware, run.precision, threads_per_rank)
-    products = matrix_products(run, vocab_size, plan.micro_batch_samples)
+    products = matrix_products(run, vocab_size, plan.micro_batch_samples, hardware.kind)
     computed = compute_seconds(products, rates, fused_attention=execution.fused_attention)
     between = between_seconds(run, vocab_size, rates, execution)
     busy = computed.products + computed.attention + computed.recurrence + between

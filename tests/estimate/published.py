@@ -58,6 +58,11 @@ class Row:
     is_calibration: bool = False
     """Whether the cluster file's `product_fraction` was set by it; such rows test nothing."""
 
+    @property
+    def device(self) -> str:
+        """Kind of device, whatever the number of hosts."""
+        return self.cluster.partition("-")[0]
+
     def predict(self, run: RunConfig) -> StepTime:
         """Predict a step with what the published software did."""
         hardware = hardware_of(self.cluster, self.num_ranks)
