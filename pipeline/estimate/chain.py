@@ -2,6 +2,10 @@
 
 from pipeline.config.schema import RunConfig
 
+NUM_PASSES = 2
+"""Backward goes the way of forward back: each product has one behind it that hands the gradient of
+its input on. That of its weight ends there and lengthens no chain."""
+
 
 def dependent_operations(run: RunConfig) -> int:
     """Count the longest chain of dependent matrix products in one micro-batch's two passes.
@@ -13,4 +17,4 @@ def dependent_operations(run: RunConfig) -> int:
     Args:
         run: Model and sequence length.
     """
-    raise NotImplementedError
+    return NUM_PASSES * run.model.dependent_products(run.train.sequence_tokens)

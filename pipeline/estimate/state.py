@@ -101,5 +101,14 @@ def _moments(num_elements: int, num_counts: int) -> int:
 
 
 def _kept(groups: Sequence[Sequence[Parameter]], world_size: int, rank: int) -> int:
-    """Count the elements of gradients that stage 2 keeps: those of its part, cut ones whole."""
-    raise NotImplementedError
+    """Count the elements of gradients that stage 2 keeps: of all parameters in its part, whole."""
+    count = 0
+    for group in groups:
+        part = group_elements(group, world_size) // world_size
+        at = 0
+        for parameter in group:
+            end = at + parameter.num_elements
+            if at < (rank + 1) * part and end > rank * part:
+                count += parameter.num_elements
+            at = end
+    return count

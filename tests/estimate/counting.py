@@ -48,3 +48,24 @@ class CollectiveLog(TorchDispatchMode):
 def label(config: Any) -> str:
     """Name a config in a test's id by what differs from the defaults."""
     return ",".join(map(str, config.model_dump(exclude_defaults=True).values()))
+
+
+Shape = tuple[int, int, int, int]
+"""Batch, m, n and k of a matrix product."""
+
+
+class ProductLog(TorchDispatchMode):
+    """Notes the shape of every matrix product, those inside of no kernel."""
+
+    FIRST_OPERAND = {"aten.mm": 0, "aten.bmm": 0, "aten.addmm": 1, "aten.baddbmm": 1}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[Shape] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = self.FIRST_OPERAND.get(str(func).rpartition(".")[0])
+        if first is not None:
+            *batch, m, k = args[first].shape
+            self.shapes[(batch or [1])[0], m, args[first + 1].shape[-1], k] += 1
+        return func(*args, **(kwargs or {}))

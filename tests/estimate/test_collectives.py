@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config.schema import RunConfig
 from pipeline.estimate.collectives import collectives
+from pipeline.estimate.state import state_bytes
 from pipeline.training.device import peak_memory
 from pipeline.training.distributed import RankContext, gather_json
 from pipeline.training.engine import StateBytes
@@ -27,6 +28,15 @@ def count_step(ranks: RankContext, run: RunConfig) -> tuple[Calls, StateBytes]:
         engine.train_step(my_batches(ranks, 2), 1e-3)
         agree(ranks, [0.0, 0.0, 0.0, 1.0, 7.0], 1.0)
     return log.counts(), engine.state_bytes()
+
+
+def expected_state(run: RunConfig, world_size: int, rank: int) -> StateBytes:
+    state = state_bytes(run, VOCAB_SIZE, world_size, rank)
+    return StateBytes(
+        parameters=state.parameters,
+        gradients=state.gradients,
+        optimizer=state.moments + state.master_weights,
+    )
 
 
 def count_logging(ranks: RankContext) -> Calls:
@@ -65,8 +75,10 @@ def test_collectives_equal_those_of_a_real_step(
     pools: Pools, world_size: int, family: str, stage: int
 ) -> None:
     run = small_run(family, stage)
-    for calls, _ in pools[world_size, stage == 3].run(count_step, run):
+    replies = pools[world_size, stage == 3].run(count_step, run)
+    for rank, (calls, held) in enumerate(replies):
         assert calls == expected_calls(run, world_size)
+        assert held == expected_state(run, world_size, rank)
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -75,8 +87,9 @@ def test_collectives_equal_those_of_other_models_and_buckets(
     pools: Pools, family: str, fields: dict[str, Any], stage: int
 ) -> None:
     run = small_run(family, stage, **fields)
-    for calls, _ in pools[2, stage == 3].run(count_step, run):
+    for rank, (calls, held) in enumerate(pools[2, stage == 3].run(count_step, run)):
         assert calls == expected_calls(run, 2)
+        assert held == expected_state(run, 2, rank)
 
 
 def test_a_logged_step_adds_two_collectives_of_the_expected_size(pools: Pools) -> None:
