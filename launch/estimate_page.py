@@ -3,7 +3,7 @@
 In the tables `=` marks what is counted and tested equal, `~` what is modelled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.estimate.forecast import Fit, Forecast, Machines
     from pipeline.estimate.search import Advice, Candidate
     from pipeline.estimate.step_time import StepTime
-    from pipeline.estimate.sweep import Sweep
+    from pipeline.estimate.sweep import Sweep, SweepPoint
 
 GIB = 2.0**30
 MARKS = {True: "=", False: "~"}
@@ -181,12 +181,27 @@ def best_lines(best: "Candidate | None", step: "StepTime") -> list[str]:
     """Say which layout of the same batch is fastest."""
     if best is None:
         return ["best         no micro-batch, ZeRO stage and checkpointing fits on these ranks"]
+    if best.step == step:
+        return ["best       ~ as stated: no other layout is more than 5% faster"]
     gain = step.seconds / best.step.seconds
     return [
         f"best       ~ {best.step.tokens_per_second:,.0f} tokens/s ({gain:.2f} times), "
         f"{best.fit.needed_bytes / GIB:.2f} GiB, {best.accumulation_steps} accumulated:",
         f"             {' '.join(best.layout.overrides)}",
     ]
+
+
+def error_line(machines: "Machines") -> str:
+    """Say what the marks mean and how far off the model has been."""
+    from pipeline.estimate.forecast import MEASURED_ERROR_FRACTION, PUBLISHED_ERROR_FRACTION
+
+    on_gpu = machines.hardware.kind == "cuda"
+    error = PUBLISHED_ERROR_FRACTION if on_gpu else MEASURED_ERROR_FRACTION
+    among = "published runs" if on_gpu else "runs on such a CPU"
+    return (
+        f"= counted, ~ modelled; error of the speed: {error:.0%} at the median over {among}, "
+        "docs/estimate.md"
+    )
 
 
 def advice_lines(advice: "Advice", num_ranks: int) -> list[str]:
@@ -245,20 +260,29 @@ def bite_lines(found: "Sweep", labels: list[str]) -> list[str]:
         if not any(point.step.recurrence for point in points):
             lines.append(f"{label}: no recurrence, no sequential chain beyond its depth")
             continue
-        bite = found.bites_at(label)
-        if bite is None:
-            most = max(points, key=lambda point: point.chain_fraction)
-            lines.append(
-                f"{label}: the sequential chain never takes half of a step here; at most "
-                f"{most.chain_fraction:.0%}, at {most.num_ranks:,} ranks"
-            )
-            continue
-        floor = 1e3 * bite.step.recurrence_floor
-        lines.append(
-            f"{label}: the sequential chain bites from {bite.num_ranks:,} ranks on: {floor:,.1f} "
-            f"ms of a step of {1e3 * bite.step.seconds:,.1f} ms are latency that no rank takes away"
-        )
+        lines += _chain_lines(label, points, found.bites_at(label))
     return lines
+
+
+def _chain_lines(
+    label: str, points: Sequence["SweepPoint"], bite: "SweepPoint | None"
+) -> Iterator[str]:
+    """Say of strong scaling what its least step is, and from where on that counts."""
+    from pipeline.estimate.sweep import CHAIN_BITES_FRACTION
+
+    first, last = points[0], points[-1]
+    least = 1e3 * last.least_seconds
+    yield f"{label}: no step is shorter than {least:,.1f} ms, the latency of a micro-batch's chain"
+    if bite is None:
+        share = last.least_seconds / last.step.seconds
+        yield f"  that is {share:.0%} of a step at {last.num_ranks:,} ranks"
+    else:
+        yield f"  it bites from {bite.num_ranks:,} ranks on: it is more than half of a step"
+    if first.chain_fraction > CHAIN_BITES_FRACTION:
+        yield (
+            f"  {first.chain_fraction:.0%} of a step are latency at {first.num_ranks:,} ranks "
+            "already: larger micro-batches share it"
+        )
 
 
 def gap_lines(found: "Sweep") -> list[str]:
@@ -272,18 +296,19 @@ def gap_lines(found: "Sweep") -> list[str]:
 
 def _goodput(found: "Forecast") -> str:
     goodput = found.goodput
-    parts = [f"{goodput.fraction:.2%}"]
+    parts = []
     if goodput.num_failures is not None:
-        parts.append(f"{goodput.num_failures:.2g} failures expected")
-    if goodput.interval_seconds is None and goodput.num_failures is not None:
-        parts.append("no checkpoints before the end")
+        number = f"{goodput.num_failures:.2g}" if goodput.num_failures > 0.01 else "under 0.01"
+        parts.append(f"{number} failures expected")
     if goodput.interval_seconds is not None:
         parts.append(f"a checkpoint every {format_seconds(goodput.interval_seconds)}")
+    elif goodput.num_failures is not None:
+        parts.append("no checkpoint before the end")
     if goodput.best_interval_seconds is not None:
         parts.append(f"best every {format_seconds(goodput.best_interval_seconds)} (Young)")
     if goodput.note:
         parts.append(goodput.note)
-    return ", ".join(parts)
+    return f"{goodput.fraction:.2%}: {', '.join(parts)}"
 
 
 def _note(name: str, step: "StepTime") -> str:

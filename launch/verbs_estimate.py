@@ -97,6 +97,7 @@ def answer_forecast(display: "Display", run: "RunConfig", machines: "Machines") 
         advice_lines,
         best_lines,
         candidate_facts,
+        error_line,
         fit_table,
         forecast_facts,
         step_table,
@@ -129,7 +130,8 @@ def answer_forecast(display: "Display", run: "RunConfig", machines: "Machines") 
     for part in ("", fit_table(found.fit), *told, "", step_table(found.step), ""):
         display.show(part)
     for line in (*summary_lines(found, machines), *best_lines(best, found.step)):
-        display.show(line)
+        display.say(line)
+    display.say(error_line(machines))
 
 
 def answer_sweep(

@@ -92,7 +92,7 @@ def predict_goodput(
         return Goodput(
             fraction=1.0 / (1.0 + wait), checkpoint_seconds=cost, interval_seconds=interval,
             best_interval_seconds=None, num_failures=None,
-            note="hardware.failures is not stated: no failure is counted",
+            note="hardware.failures is not stated, so none counts",
         )  # fmt: skip
     between = hardware.failures.mean_hours_between * SECONDS_PER_HOUR / num_ranks
     lost = min(interval or total, total) / 2 + hardware.failures.restart_seconds

@@ -16,6 +16,11 @@ LARGEST_MICRO_BATCH_SAMPLES = 1024
 """Larger micro-batches are not tried: products are as efficient as they get long before."""
 
 
+EQUAL_FRACTION = 0.05
+"""Difference in predicted step time below which two layouts count as equal: below the median error
+of the model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """How one global batch and the training state lie on the ranks."""
@@ -126,7 +131,10 @@ def samples_per_rank(run: RunConfig, num_ranks: int) -> int:
 
 
 def search(run: RunConfig, vocab_size: int, machines: Machines) -> Candidate | None:
-    """Find the fastest layout that fits; of equals the one that needs least.
+    """Find the fastest layout that fits, or a simpler one that is as good as that.
+
+    Of those within `EQUAL_FRACTION` of the fastest it takes the run's own, else the lowest ZeRO
+    stage, then no checkpointing, then the least memory: the model cannot tell them apart.
 
     Args:
         run: Model and global batch.
@@ -144,7 +152,17 @@ def search(run: RunConfig, vocab_size: int, machines: Machines) -> Candidate | N
             fitting.append(_timed(candidate, layout, fit, vocab_size, machines))
     if not fitting:
         return None
-    return min(fitting, key=lambda found: (found.step.seconds, found.fit.needed_bytes))
+    fastest = min(found.step.seconds for found in fitting)
+    equal = [found for found in fitting if found.step.seconds <= fastest * (1 + EQUAL_FRACTION)]
+    return min(
+        equal,
+        key=lambda found: (
+            found.layout != layout_of(run),
+            found.layout.zero_stage,
+            found.layout.activation_checkpointing,
+            found.fit.needed_bytes,
+        ),
+    )
 
 
 def advise(run: RunConfig, vocab_size: int, machines: Machines, best: Candidate | None) -> Advice:

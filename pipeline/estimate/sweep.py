@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
+from pipeline.config.batching import plan_batches
 from pipeline.config.hardware import HardwareConfig
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
@@ -17,8 +18,8 @@ Scaling = Literal["weak", "strong"]
 """weak: each rank keeps its batch; strong: the global batch stays and is cut finer."""
 
 CHAIN_BITES_FRACTION = 0.5
-"""Share of a step in the latency of a recurrence from which the chain is said to bite: more devices
-then speed up less than half of it."""
+"""Share of a step in the latency of one micro-batch's recurrence from which the chain is said to
+bite: more devices then speed up less than half of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class SweepPoint:
     num_nodes: int
     num_ranks: int
     micro_batch_samples: int
+    accumulation_steps: int
     step: StepTime
     fits: bool
     efficiency_fraction: float
@@ -39,6 +41,11 @@ class SweepPoint:
     def chain_fraction(self) -> float:
         """Share of the step that is the latency of recurrent steps."""
         return self.step.recurrence_floor / self.step.seconds
+
+    @property
+    def least_seconds(self) -> float:
+        """Latency of one micro-batch's recurrent steps, which every step takes at least."""
+        return self.step.recurrence_floor / self.accumulation_steps
 
     @property
     def exposed_fraction(self) -> float:
@@ -69,8 +76,10 @@ class Sweep:
 
     def bites_at(self, label: str) -> SweepPoint | None:
         """Give the first point of strong scaling at which the chain bites."""
-        points = self.of(label, "strong")
-        return next((p for p in points if p.chain_fraction > CHAIN_BITES_FRACTION), None)
+        for point in self.of(label, "strong"):
+            if point.least_seconds > CHAIN_BITES_FRACTION * point.step.seconds:
+                return point
+        return None
 
 
 def parse_range(text: str) -> list[int]:
@@ -158,6 +167,7 @@ def _predict_line(
             num_nodes=count,
             num_ranks=machines.num_ranks,
             micro_batch_samples=run.train.micro_batch_samples,
+            accumulation_steps=plan_batches(run.train, machines.num_ranks).accumulation_steps,
             step=step,
             fits=predict_fit(run, line.vocab_size, machines).is_enough,
             efficiency_fraction=rate / first_rate,
