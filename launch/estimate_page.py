@@ -193,15 +193,16 @@ def best_lines(best: "Candidate | None", step: "StepTime") -> list[str]:
 
 def error_line(machines: "Machines") -> str:
     """Say what the marks mean and how far off the model has been."""
-    from pipeline.estimate.forecast import MEASURED_ERROR_FRACTION, PUBLISHED_ERROR_FRACTION
+    from pipeline.estimate import forecast
 
-    on_gpu = machines.hardware.kind == "cuda"
-    error = PUBLISHED_ERROR_FRACTION if on_gpu else MEASURED_ERROR_FRACTION
-    among = "published runs" if on_gpu else "runs on such a CPU"
-    return (
-        f"= counted, ~ modelled; error of the speed: {error:.0%} at the median over {among}, "
-        "docs/estimate.md"
-    )
+    if machines.hardware.kind == "cpu":
+        off = f"{forecast.MEASURED_ERROR_FRACTION:.0%} off at the median of runs on such a CPU"
+    else:
+        off = (
+            f"{forecast.PUBLISHED_ERROR_FRACTION:.0%} off at the median of published runs, "
+            f"{forecast.FOREIGN_ERROR_FRACTION:.0%} of new systems"
+        )
+    return f"= counted, ~ modelled (docs/estimate.md)\nspeed was {off}"
 
 
 def advice_lines(advice: "Advice", num_ranks: int) -> list[str]:

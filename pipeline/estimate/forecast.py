@@ -15,7 +15,10 @@ PUBLISHED_ERROR_FRACTION = 0.08
 """Median error of predicted tokens per second over published runs on GPUs that set no constant.
 Source: docs/estimate.md, tested by tests/estimate/test_published.py."""
 
-MEASURED_ERROR_FRACTION = 0.15
+FOREIGN_ERROR_FRACTION = 0.30
+"""The same over published runs of systems none of whose runs set a constant of the device."""
+
+MEASURED_ERROR_FRACTION = 0.16
 """The same over runs of ours on the CPU of configs/cluster/cpu-2-cores.yaml. Source: the same."""
 
 

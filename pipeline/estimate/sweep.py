@@ -93,13 +93,12 @@ def parse_range(text: str) -> list[int]:
         raise ConfigError(f"--sweep {text!r} is neither nodes=FIRST..LAST nor nodes=1,2,4")
     if found[3] is not None:
         counts = sorted({int(part) for part in found[3].split(",")})
+        first, last = counts[0], counts[-1]
     else:
         first, last = int(found[1]), int(found[2])
-        counts = []
-        while first and first * 2 ** len(counts) < last:
-            counts.append(first * 2 ** len(counts))
-        counts.append(last)
-    if counts[0] < 1 or counts != sorted(counts):
+        doubled = (first * 2**power for power in range(last.bit_length()))
+        counts = [*(count for count in doubled if count < last), last]
+    if not 1 <= first <= last:
         raise ConfigError(f"--sweep {text!r}: hosts rise from at least 1; nearest: nodes=1..8")
     return counts
 

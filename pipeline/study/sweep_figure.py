@@ -87,7 +87,8 @@ def _add_ideal(figure: Figure, points: Sequence[SweepPoint], hue: Hue) -> None:
 
 def _add_chain(figure: Figure, points: Sequence[SweepPoint], hue: Hue) -> None:
     figure.add_scatter(
-        x=[point.num_ranks for point in points], y=[p.least_seconds / p.step.seconds for p in points],
+        x=[point.num_ranks for point in points],
+        y=[point.least_seconds / point.step.seconds for point in points],
         xaxis="x2", yaxis="y2", mode="lines+markers", showlegend=False,
         line={"color": hue.base, "width": 2.5}, marker={"size": 7, "symbol": hue.symbol},
         hovertemplate="%{y:.1%} on %{x} ranks<extra></extra>",

@@ -221,3 +221,30 @@ def rows() -> list[Row]:
         languini("gpu-24gb", "medium", 10, 16_618),
         languini("gpu-24gb", "large", 4, 7_058),
     ]
+
+
+def own() -> list[tuple[str, RunConfig, float]]:
+    """Give steps of ours that docs/speed.md has for one CPU core: name, run, seconds."""
+    bare = {"attention": "none", "feed_forward": False, "backbone": "vanilla"}
+    gpt_2 = {"family": "gpt", "activation": "gelu", "norm": "layernorm", "positions": "learned"}
+    models: list[tuple[str, dict[str, Any], float]] = [
+        ("GPT beside nanoGPT", gpt_2, 0.815),
+        ("GPT with biases beside GPT-2", {**gpt_2, "biases": True}, 0.832),
+        ("LSTM with attention", {"family": "lstm_attention"}, 1.048),
+        ("bare LSTM layers and head", {"family": "lstm_attention", **bare}, 0.640),
+    ]
+    train = {
+        "global_batch_tokens": 2048, "total_tokens": 2048, "sequence_tokens": 256,
+        "micro_batch_samples": 8,
+    }  # fmt: skip
+    shape = {"width": 256, "depth": 4, "heads": 4, "max_positions": 256}
+    return [
+        (
+            name,
+            RunConfig.model_validate(
+                {"model": {**shape, **fields}, "train": train, "zero": {"stage": 0}}
+            ),
+            seconds,
+        )
+        for name, fields, seconds in models
+    ]

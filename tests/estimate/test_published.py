@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import load_cluster
-from pipeline.estimate.forecast import PUBLISHED_ERROR_FRACTION
-from tests.estimate.published import CLUSTERS, Row, rows
+from pipeline.estimate.forecast import (
+    FOREIGN_ERROR_FRACTION,
+    MEASURED_ERROR_FRACTION,
+    PUBLISHED_ERROR_FRACTION,
+)
+from pipeline.estimate.step_time import step_time
+from tests.estimate.published import CLUSTERS, Row, hardware_of, own, rows
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "estimate.md"
 ROWS = rows()
@@ -36,13 +41,13 @@ def test_each_machine_has_one_row_that_set_it() -> None:
 
 def test_all_clusters_of_one_device_have_the_same_constants() -> None:
     """H100 files differ in hosts, links and storage only: nothing is tuned to a row."""
-    own = ("num_nodes", "inter_node", "storage_bytes_per_second")
+    differing = {"num_nodes", "inter_node", "storage_bytes_per_second"}
     texts = [CLUSTERS / f"h100-{count}.yaml" for count in (8, 64, 1024)]
     trees = []
     for path in texts:
         hardware = load_cluster(path).hardware
         assert hardware is not None
-        trees.append(hardware.model_dump(exclude=set(own)))
+        trees.append(hardware.model_dump(exclude=differing))
     assert trees[0] == trees[1] == trees[2]
 
 
@@ -56,15 +61,28 @@ def test_held_out_throughputs_are_within_a_quarter_at_the_median() -> None:
 def test_the_error_that_estimate_prints_is_that_of_the_held_out_rows() -> None:
     errors = [abs(row.error_fraction) for row in HELD_OUT]
     assert statistics.median(errors) == pytest.approx(PUBLISHED_ERROR_FRACTION, abs=0.005)
+    setting = {(row.source, row.device) for row in ROWS if row.is_calibration}
+    foreign = [abs(row.error_fraction) for row in ROWS if (row.source, row.device) not in setting]
+    assert len(foreign) == 9
+    assert statistics.median(foreign) == pytest.approx(FOREIGN_ERROR_FRACTION, abs=0.01)
+
+
+def test_own_steps_on_a_cpu_are_off_by_what_estimate_prints() -> None:
+    """None of them set a constant: the file holds measurements of single operations."""
+    hardware = hardware_of("cpu-2-cores", 1)
+    errors = [step_time(run, 4096, 1, hardware).seconds / seconds - 1 for _, run, seconds in own()]
+    spread = [abs(error) for error in errors]
+    assert statistics.median(spread) == pytest.approx(MEASURED_ERROR_FRACTION, abs=0.005)
+    assert max(spread) < 0.3
 
 
 @pytest.mark.parametrize("source", sorted({row.source for row in ROWS}))
 def test_predictions_are_in_the_published_order(source: str) -> None:
     """Of models on one machine, and of one model over machines."""
-    own = [row for row in ROWS if row.source == source]
+    of_source = [row for row in ROWS if row.source == source]
     wrong = [
         f"{one.name} and {other.name}"
-        for one, other in combinations(own, 2)
+        for one, other in combinations(of_source, 2)
         if (one.device == other.device or one.name == other.name)
         and _are_apart(one, other)
         and (one.predicted() > other.predicted())
