@@ -300,9 +300,9 @@ def _goodput(found: "Forecast") -> str:
     parts = []
     if goodput.num_failures is not None:
         number = f"{goodput.num_failures:.2g}" if goodput.num_failures > 0.01 else "under 0.01"
-        parts.append(f"{number} failures expected")
+        parts.append(f"{number} failures")
     if goodput.interval_seconds is not None:
-        parts.append(f"a checkpoint every {format_seconds(goodput.interval_seconds)}")
+        parts.append(f"checkpoint every {format_seconds(goodput.interval_seconds)}")
     elif goodput.num_failures is not None:
         parts.append("no checkpoint before the end")
     if goodput.best_interval_seconds is not None:

@@ -9,6 +9,8 @@ from launch.options import AsJson, ClusterFile, NumWorkers, Overrides, RunReques
 from launch.verbs_run import RunFile
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from launch.display import Display
     from pipeline.config.schema import RunConfig
     from pipeline.estimate.forecast import Machines
@@ -127,7 +129,8 @@ def answer_forecast(display: "Display", run: "RunConfig", machines: "Machines") 
         f"{run.name}: {found.num_parameters:,} parameters on {machines.num_ranks} ranks of "
         f"{machines.hardware.device}, ZeRO {run.zero.stage}, {run.precision}"
     )
-    for part in ("", fit_table(found.fit), *told, "", step_table(found.step), ""):
+    parts: list[RenderableType] = ["", fit_table(found.fit), *told, "", step_table(found.step), ""]
+    for part in parts:
         display.show(part)
     for line in (*summary_lines(found, machines), *best_lines(best, found.step)):
         display.say(line)
