@@ -6,7 +6,7 @@ state.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class Row:
         )
         return step_time(self.run, self.vocab_size, self.num_ranks, hardware, execution=execution)
 
+    @cached_property
     def predicted(self) -> float:
         """Tokens per second of one device."""
         step = self.predict(self.run)
@@ -86,7 +87,7 @@ class Row:
     @property
     def error_fraction(self) -> float:
         """Signed relative error of the prediction."""
-        return self.predicted() / self.tokens_per_second - 1.0
+        return self.predicted / self.tokens_per_second - 1.0
 
 
 @cache

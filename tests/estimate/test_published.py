@@ -15,9 +15,11 @@ from pipeline.estimate.forecast import (
     FOREIGN_ERROR_FRACTION,
     MEASURED_ERROR_FRACTION,
     PUBLISHED_ERROR_FRACTION,
+    Machines,
+    predict_fit,
 )
 from pipeline.estimate.step_time import step_time
-from tests.estimate.published import CLUSTERS, Row, hardware_of, own, rows
+from tests.estimate.published import CLUSTERS, TITAN, Row, hardware_of, own, rows
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "estimate.md"
 ROWS = rows()
@@ -67,6 +69,16 @@ def test_the_error_that_estimate_prints_is_that_of_the_held_out_rows() -> None:
     assert statistics.median(foreign) == pytest.approx(FOREIGN_ERROR_FRACTION, abs=0.01)
 
 
+def test_runs_that_were_published_are_not_refused() -> None:
+    """What ran fits. Left out: torchtitan's 96 GB devices, and a 30B whose update is overrated."""
+    for row in ROWS:
+        if row.source == TITAN or "30b" in row.name:
+            continue
+        hardware = hardware_of(row.cluster, row.num_ranks)
+        machines = Machines(hardware=hardware, num_ranks=row.num_ranks)
+        assert predict_fit(row.run, row.vocab_size, machines).is_enough, row.name
+
+
 def test_own_steps_on_a_cpu_are_off_by_what_estimate_prints() -> None:
     """None of them set a constant: the file holds measurements of single operations."""
     hardware = hardware_of("cpu-2-cores", 1)
@@ -85,8 +97,7 @@ def test_predictions_are_in_the_published_order(source: str) -> None:
         for one, other in combinations(of_source, 2)
         if (one.device == other.device or one.name == other.name)
         and _are_apart(one, other)
-        and (one.predicted() > other.predicted())
-        != (one.tokens_per_second > other.tokens_per_second)
+        and (one.predicted > other.predicted) != (one.tokens_per_second > other.tokens_per_second)
     ]
     assert not wrong
 
@@ -105,7 +116,7 @@ def test_the_page_shows_every_row_with_its_prediction() -> None:
             row for row in ROWS
             if (row.name, row.cluster, row.num_ranks) == (name, cluster, int(ranks))
         )  # fmt: skip
-        assert float(predicted.replace(",", "")) == pytest.approx(row.predicted(), rel=0.01), name
+        assert float(predicted.replace(",", "")) == pytest.approx(row.predicted, rel=0.01), name
         assert int(error) == pytest.approx(100 * row.error_fraction, abs=1), name
         assert rate
 

@@ -129,3 +129,26 @@ def test_goodput_counts_waits_lost_steps_and_restarts() -> None:
     expected = 1 / (1 + wait / 3600 + (1800 + 300) / between)
     assert goodput.fraction == pytest.approx(expected)
     assert goodput.best_interval_seconds == pytest.approx(math.sqrt(2 * wait * between))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input_feeding": True}, {"attention": "additive"}, {"attention": "dot"},
+        {"attention": "none"}, {"cell": "gru"}, {"cell": "min_lstm"}, {"hidden_width": 96},
+        {"window_tokens": 16}, {"backbone": "vanilla", "feed_forward": False, "attention": "none"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_recurrent_model_has_a_step_whose_parts_are_there(fields: dict[str, object]) -> None:
+    """A scan has no recurrent steps; feeding the input makes attention wait as well."""
+    tree = {"family": "lstm_attention", "width": 64, "depth": 2, "max_positions": 64, **fields}
+    run = RunConfig.model_validate(
+        {"model": tree, "train": {"sequence_tokens": 64, "global_batch_tokens": 16384}}
+    )
+    step = step_time(run, 512, 2, hardware_of("cpu-2-cores", 2))
+    assert step.products > 0
+    assert step.between > 0
+    assert (step.recurrence == 0) == (fields == {"cell": "min_lstm"})
+    attends = fields.get("attention") != "none" and fields != {"input_feeding": True}
+    assert (step.attention > 0) == attends
