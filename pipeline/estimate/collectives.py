@@ -2,8 +2,8 @@
 
 Counted is a step in the middle of a run: the first two micro-batches, and the first two after each
 evaluation, gather without looking ahead at ZeRO 3 and compare their traces. Evaluation and
-checkpoints are left out. Tests compare every call, at 1 to 4 gloo ranks; fp16, which a CPU refuses,
-is written down from the code.
+checkpoints are left out, and so is that input feeding at ZeRO 3 gathers anew for every token. Tests
+compare every call, at 1 to 4 gloo ranks; fp16, which a CPU refuses, is written down from the code.
 
 Source: DeepSpeed 0.19, runtime/engine.py, runtime/zero/stage_1_and_2.py and stage3.py.
 """
@@ -85,7 +85,7 @@ def collectives(run: RunConfig, vocab_size: int, world_size: int) -> list[Collec
         ConfigError: The global batch does not divide over the ranks.
     """
     plan = plan_batches(run.train, world_size)
-    layout = layout_of(run.model, vocab_size)
+    layout = layout_of(run.model, vocab_size, run.train.documents.reset_state)
     counted = Counter(_loss_calls(plan))
     counted.update(_parameter_calls(run, vocab_size, plan))
     counted.update(_gradient_calls(run, layout, plan))
