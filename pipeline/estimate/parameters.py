@@ -7,7 +7,7 @@ them. Tests hold them equal to the built models'.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from pipeline.config.gpt import GptConfig
 from pipeline.config.lstm import LstmConfig
@@ -25,7 +25,7 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def num_elements(self) -> int:
         """Elements of the whole tensor."""
         return math.prod(self.shape)
