@@ -108,17 +108,20 @@ def memory_table(
     layout, state = layout_of(run.model, vocab_size), state_bytes(run, vocab_size, world_size)
     activations = _activations(run, vocab_size, accelerator)
     held = sum(part.bytes for part in activations) + _gathered(run, layout, world_size)
+    accumulates = plan_batches(run.train, world_size).accumulation_steps > 1
     is_updated_on_host = offload != "none"
     moments = _Moments(
         forward=held,
         reduction=_reduction(run, layout, state, world_size, accelerator),
         update=0.0 if is_updated_on_host else _update(run, layout, state, world_size),
     )
+    # Gradients of a lone micro-batch take the place of its activations; later ones find both.
+    gradients = state.gradients if run.zero.stage < 2 else 0
     table = [
         *_state_components(run, state, offload),
         *_buffers(run, layout),
         *_at_the_peak(run, layout, world_size, activations, moments),
-        _retained(run, layout, held, moments, accelerator),
+        _retained(run, layout, held if accumulates else held - gradients, moments, accelerator),
     ]
     base = MemoryComponent(
         name="framework base", bytes=BASE_BYTES[accelerator, run.model.family], exact=False,
@@ -173,8 +176,8 @@ def _state_components(run: RunConfig, state: RankState, offload: Offload) -> lis
         place: Place = optimizer_place if stage == 3 else "device"
         parts.append(("gradients", state.gradients, place, "whole" if stage < 2 else "own part"))
     if offload != "none":
-        flat = MASTER_BYTES * state.parameters / VALUE_BYTES[run.precision]
-        parts.append(("offloaded gradients", flat, "host", "float32, for the host's update"))
+        # The host's update wants them in float32, as large as the weights that it updates.
+        parts.append(("offloaded gradients", state.master_weights, "host", "float32, own part"))
     return [
         MemoryComponent(name=name, bytes=size, exact=name != "offloaded gradients", note=note,
                         place=place)

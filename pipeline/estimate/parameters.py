@@ -7,7 +7,7 @@ them. Tests hold them equal to the built models'.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from pipeline.config.gpt import GptConfig
 from pipeline.config.lstm import LstmConfig
@@ -25,7 +25,7 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def num_elements(self) -> int:
         """Elements of the whole tensor."""
         return math.prod(self.shape)
@@ -76,12 +76,14 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-def layout_of(model: GptConfig | LstmConfig, vocab_size: int) -> Layout:
+def layout_of(model: GptConfig | LstmConfig, vocab_size: int, is_packed: bool = False) -> Layout:
     """Lay out the parameters of a model.
 
     Args:
         model: The config.
         vocab_size: Entries of the tokenizer; `model.vocab_size` may pad the table beyond it.
+        is_packed: Whether states start anew in each document, for which recurrent layers call
+            another kernel, whose gradients come in another order.
     """
     rows = model.resolved_vocab_size(vocab_size)
     own = [Parameter(name="embedding_VD", shape=(rows, model.width))]
@@ -93,7 +95,7 @@ def layout_of(model: GptConfig | LstmConfig, vocab_size: int) -> Layout:
         blocks = [_gpt_block(model, f"blocks.{index}") for index in range(model.depth)]
         body = blocks
     else:
-        blocks = [_recurrent_layer(model, index) for index in range(model.depth)]
+        blocks = [_recurrent_layer(model, index, is_packed) for index in range(model.depth)]
         body = list(blocks)
         after = model.depth - (0 if model.attention_after == "last" else 1)
         body[after:after] = _recall(model)
@@ -182,10 +184,11 @@ def _feed_forward(model: ModelBase, name: str, biases: bool = False) -> Module:
     )
 
 
-def _recurrent_layer(model: LstmConfig, index: int) -> Module:
+def _recurrent_layer(model: LstmConfig, index: int, is_packed: bool) -> Module:
     name, width, hidden = f"layers.{index}", model.width, model.resolved_hidden_width
     modules = [] if _is_vanilla(model) else [_norm(model, f"{name}.cell_norm")]
-    modules.append(_cell(model, name, width * (2 if model.input_feeding and not index else 1)))
+    reads = width * (2 if model.input_feeding and not index else 1)
+    modules.append(_cell(model, name, reads, is_packed))
     if hidden != width:
         modules.append(_linear(f"{name}.projection", width, hidden))
     if model.feed_forward:
@@ -194,7 +197,7 @@ def _recurrent_layer(model: LstmConfig, index: int) -> Module:
     return Module(name=name, children=tuple(modules), keeps_values=model.dropout > 0.0)
 
 
-def _cell(model: LstmConfig, name: str, read_width: int) -> Module:
+def _cell(model: LstmConfig, name: str, read_width: int, is_packed: bool) -> Module:
     gates, hidden = NUM_GATES[model.cell] * model.resolved_hidden_width, model.resolved_hidden_width
     shapes: dict[str, tuple[int, ...]] = {
         "weight_ih_l0": (gates, read_width), "bias_ih_l0": (gates,),
@@ -202,10 +205,10 @@ def _cell(model: LstmConfig, name: str, read_width: int) -> Module:
     ready: tuple[str, ...] = ("bias_ih_l0", "weight_ih_l0")
     if model.cell != "min_lstm":
         shapes |= {"weight_hh_l0": (gates, hidden), "bias_hh_l0": (gates,)}
-        # Kernels differ in the order in which they hand over their gradients.
+        # Kernels differ in the order in which they hand over their gradients; these are a CPU's.
         if model.input_feeding:
             ready = ("bias_ih_l0", "weight_ih_l0", "bias_hh_l0", "weight_hh_l0")
-        elif model.cell == "lstm":
+        elif model.cell == "lstm" and not is_packed:
             ready = ("weight_ih_l0", "weight_hh_l0", "bias_hh_l0", "bias_ih_l0")
         else:
             ready = ("bias_hh_l0", "weight_hh_l0", "bias_ih_l0", "weight_ih_l0")

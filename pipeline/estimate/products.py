@@ -104,7 +104,8 @@ def matrix_products(
     )
     found: Counter[MatrixProduct] = Counter()
     for product in _body(model, tokens, again):
-        found[replace(product, times=1)] += product.times
+        if product.times:
+            found[replace(product, times=1)] += product.times
     num_tokens = micro_batch_samples * run.train.sequence_tokens
     rows = model.resolved_vocab_size(vocab_size)
     for product in _head(model.width, rows, num_tokens, accelerator):
@@ -117,11 +118,11 @@ def _body(model: GptConfig | LstmConfig, tokens: _Tokens, again: bool) -> Iterat
         block = list(_gpt_block(model, tokens))
         yield from _layers(block, model.depth, again, is_cut_short=model.dropout == 0.0)
         return
-    for index in range(model.depth):
-        layer = list(_recurrent_layer(model, tokens, is_first=index == 0))
-        ends_in_product = model.feed_forward or model.resolved_hidden_width != model.width
-        is_cut_short = model.dropout == 0.0 and ends_in_product
-        yield from _layers(layer, 1, again, is_cut_short=is_cut_short)
+    ends_in_product = model.feed_forward or model.resolved_hidden_width != model.width
+    is_cut_short = model.dropout == 0.0 and ends_in_product
+    for is_first, num_layers in ((True, 1), (False, model.depth - 1)):
+        layer = list(_recurrent_layer(model, tokens, is_first=is_first))
+        yield from _layers(layer, num_layers, again, is_cut_short=is_cut_short)
     yield from _recall(model, tokens)
 
 

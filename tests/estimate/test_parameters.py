@@ -7,8 +7,11 @@ import torch
 
 from pipeline.config.gpt import GptConfig
 from pipeline.config.lstm import LstmConfig
+from pipeline.config.schema import DocumentsConfig
 from pipeline.estimate.parameters import layout_of
 from pipeline.models import build_model
+from pipeline.models.base import LanguageModel
+from pipeline.models.documents import DocumentRule
 from tests.estimate.counting import label
 
 VOCAB = 40
@@ -37,12 +40,25 @@ def test_names_shapes_and_order_of_gradients_are_the_built_models(
     assert [(p.name, p.shape) for p in layout.parameters] == [
         (name, tuple(parameter.shape)) for name, parameter in model.named_parameters()
     ]
+    assert [p.name for p in layout.gradients] == order_of_gradients(model)
+
+
+def order_of_gradients(model: LanguageModel) -> list[str]:
     order: list[str] = []
     for name, parameter in model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name))
     tokens = torch.randint(VOCAB, (3, 8))
+    tokens[:, 4] = 0
     model(tokens[:, :-1], tokens[:, 1:]).sum().backward()
-    assert [p.name for p in layout.gradients] == order
+    return order
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_states_that_start_anew_in_documents_change_the_order(cell: str) -> None:
+    config = LstmConfig.model_validate({**SIZE, "cell": cell})
+    rule = DocumentRule(end_of_document_id=0, switches=DocumentsConfig(reset_state=True))
+    order = order_of_gradients(build_model(config, VOCAB, 0, rule))
+    assert [p.name for p in layout_of(config, VOCAB, is_packed=True).gradients] == order
 
 
 def test_a_model_of_a_hundred_layers_has_the_parameters_of_its_closed_form() -> None:
