@@ -13,6 +13,7 @@ from launch import (
     verbs_bench,
     verbs_cluster,
     verbs_data,
+    verbs_estimate,
     verbs_model,
     verbs_run,
     verbs_study,
@@ -35,6 +36,7 @@ app = typer.Typer(
 VERBS = (
     verbs_study,
     verbs_run,
+    verbs_estimate,
     verbs_bench,
     verbs_data,
     verbs_model,

@@ -23,6 +23,9 @@ RunFile = Annotated[Path, typer.Argument(metavar="RUN", help="Run YAML, or a run
 StopAfter = Annotated[
     int | None, typer.Option(metavar="N", help="Stop with a checkpoint after N steps.")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Start even where the estimate says that memory is short.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +41,7 @@ def train(
     cluster: ClusterFile = None,
     workers: NumWorkers = None,
     stop_after_steps: StopAfter = None,
+    force: Force = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -51,6 +55,7 @@ def train(
     from launch.run_lock import alone_in
     from launch.stopping import StopRequest
     from launch.sync_process import syncing
+    from launch.verbs_estimate import refuse_unless_it_fits
     from pipeline.tracking.mlflow_sync import resolve_uri
     from pipeline.tracking.store import read_verdict
 
@@ -59,6 +64,7 @@ def train(
     )
     display = Display(as_json=as_json)
     plan = describe(request, display.say)
+    refuse_unless_it_fits(request, force=force)
     stop = StopRequest(display.say)
     starter = WatchedLauncher(launcher=build_launcher(request.cluster, stop), display=display)
     num_workers = request.cluster.num_workers

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from pipeline.study.plan import Cell, StudyPlan
     from pipeline.study.progress import StudyEvent
 
+EstimatedOn = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="FILE", help="With --dry-run: machines to estimate on."),
+]
+
 QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "study" / "quickstart.yaml"
 
 
@@ -47,6 +52,7 @@ def study(
     config: Annotated[Path, typer.Argument(metavar="STUDY", help="Study YAML.")],
     overrides: Overrides = None,
     launcher: LauncherName = None,
+    cluster: EstimatedOn = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -54,10 +60,12 @@ def study(
     from launch import build_launcher
     from launch.display import Display, WatchedLauncher
     from launch.stopping import StopRequest
+    from launch.study_estimate import with_hardware
     from pipeline.study.plan import plan_study
 
     display = Display(as_json=as_json)
     loaded = load(config, list(overrides or []), launcher)
+    loaded = with_hardware(loaded, cluster, is_dry_run=dry_run)
     plan = plan_study(loaded)
     stop = StopRequest(display.say)
     starter = WatchedLauncher(launcher=build_launcher(loaded.cluster, stop), display=display)
@@ -174,8 +182,13 @@ def describe_event(event: "StudyEvent") -> str:
 def answer_dry_run(
     display: "Display", loaded: "StudyConfig", plan: "StudyPlan", launcher: Any
 ) -> None:
-    """Show the resolved study, its cells and the command of each; nothing is started."""
+    """Show the resolved study, its cells, what each will take and the command of each.
+
+    Nothing is started.
+    """
     import yaml
+
+    from launch.study_estimate import cell_lines, estimate_cell
 
     planned: list[Cell] = [*plan.train_cells, *plan.probe_cells]
     cells = [
@@ -183,6 +196,7 @@ def answer_dry_run(
             "name": cell.name,
             "num_workers": cell.num_workers,
             "command": launcher.command(plan.run_dir(cell), num_workers=cell.num_workers),
+            "estimate": estimate_cell(cell, loaded.cluster),
         }
         for cell in planned
     ]
@@ -195,6 +209,7 @@ def answer_dry_run(
     }
     lines = [yaml.safe_dump(as_tree(loaded), sort_keys=False).rstrip()]
     lines += [f"{label}: {size}" for label, size in sizes.items()]
+    lines += cell_lines(cells)
     lines += [f"would run: {' '.join(cell['command'])}" for cell in cells]
     display.answer(payload, lines)
 

@@ -17,6 +17,7 @@ LEVELS = {
     "pipeline": 0,
     "pipeline.errors": 1,
     "pipeline.config": 2,
+    "pipeline.estimate": 3,
     "pipeline.data": 3,
     "pipeline.models": 3,
     "pipeline.tracking": 3,
@@ -174,7 +175,7 @@ def modules_below(package: str) -> str:
     return ", ".join(module_of(path) for path in FILES if layer_of(module_of(path)) == package)
 
 
-@pytest.mark.parametrize("package", ["pipeline.config", "pipeline.study"])
+@pytest.mark.parametrize("package", ["pipeline.config", "pipeline.estimate", "pipeline.study"])
 def test_a_laptop_package_loads_nothing_heavy(package: str) -> None:
     assert not loaded_by(f"import {modules_below(package)}") & set(HEAVY)
 

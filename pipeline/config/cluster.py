@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.batching import BatchPlan, plan_batches
+from pipeline.config.hardware import HardwareConfig
 from pipeline.config.schema import RunConfig
 from pipeline.config.section import Section
 from pipeline.errors import ConfigError
@@ -36,6 +37,8 @@ class ClusterConfig(Section):
     """Hosts and slots in DeepSpeed's format; hostfile launcher only."""
     placement: Literal["pack", "spread"] = "pack"
     """Whether Ray puts ranks on few nodes or on many."""
+    hardware: HardwareConfig | None = None
+    """What the machines can do, for `estimate`; None estimates nothing, and nothing else asks."""
 
     @model_validator(mode="after")
     def _sizes_are_ordered(self) -> Self:
@@ -45,6 +48,17 @@ class ClusterConfig(Section):
                 f"nearest: min_workers={self.num_workers}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _ranks_have_devices(self) -> Self:
+        machine = self.hardware
+        if machine is None or machine.kind == "cpu" or self.num_workers <= machine.num_devices:
+            return self
+        raise ValueError(
+            f"num_workers={self.num_workers} ranks, but hardware has num_nodes={machine.num_nodes} "
+            f"x devices_per_node={machine.devices_per_node}={machine.num_devices} GPUs; "
+            f"nearest: num_workers={machine.num_devices}"
+        )
 
 
 def check_run_on_cluster(

@@ -17,15 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.config.batching import IGNORED_LABEL
-
-CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26}
-"""Logits of one chunk by device. On a CPU 16 MiB of float32: with one thread 2^20 took 0.85 of its
-time, but every chunk waits for all threads a dozen times, and with two threads on a busy machine
-2^20 took 2.4 times as long. A GPU needs large products to be busy: 256 MiB, not measured."""
-
-SMALLEST_CHUNK_TOKENS = 256
-"""A chunk below it would spend more on adding up the head's gradient, once a chunk, than it saves:
-at V = 50,000 a chunk of 2^22 logits has 83 tokens."""
+from pipeline.config.chunks import head_chunk_tokens
 
 
 def token_losses(x_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor, z_loss: float) -> Tensor:
@@ -54,8 +46,8 @@ def token_losses(x_BTD: Tensor, head_VD: Tensor, labels_BT: Tensor, z_loss: floa
 
 
 def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
-    """Give the tokens of a chunk; see `CHUNK_LOGITS`."""
-    return max(SMALLEST_CHUNK_TOKENS, CHUNK_LOGITS[device.type] // vocab_size)
+    """Give the tokens of a chunk on a device."""
+    return head_chunk_tokens(vocab_size, "cuda" if device.type == "cuda" else "cpu")
 
 
 def chunked_losses(

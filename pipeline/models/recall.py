@@ -12,10 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.config.chunks import piece_queries
 from pipeline.config.lstm import LstmConfig
-
-PIECE_ELEMENTS = 1 << 24
-"""Largest number of sums q + k that additive attention holds at a time: 64 MiB in float32."""
 
 Past = tuple[Tensor, ...]
 """What is kept of earlier tokens, time in dimension 1."""
@@ -191,7 +189,7 @@ class AdditiveRecall(DotRecall):
         seen_BTS = None if seen_B1TS is None else seen_B1TS.squeeze(1)
         if seen_BTS is None:
             seen_BTS = self._seen(num_queries, num_keys, x_BTD.device)
-        per_piece = max(1, PIECE_ELEMENTS // (num_samples * num_keys * width))
+        per_piece = piece_queries(num_samples, num_keys, width)
         pieces = []
         for first in range(0, num_queries, per_piece):
             last = min(first + per_piece, num_queries)

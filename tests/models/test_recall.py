@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.config.chunks import PIECE_ELEMENTS
 from pipeline.config.lstm import LstmConfig
 from pipeline.config.schema import OptimizerConfig
 from pipeline.models.recall import (
-    PIECE_ELEMENTS,
     AdditiveRecall,
     Recall,
     attend_additively,
