@@ -19,7 +19,6 @@ import pytest
 
 from launch.cli import main
 from launch.rank_watch import DIRECTORY as HEARTBEATS
-from launch.sync_process import DRAIN_SECONDS
 from pipeline.tracking.store import read_result
 from pipeline.training.checkpoint_files import list_checkpoints
 from pipeline.training.heartbeat import read_heartbeats
@@ -48,6 +47,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 FAMILIES = ("gpt", "lstm_attention")
 EVERYWHERE = [(family, stage) for stage in range(4) for family in FAMILIES]
 WATCHDOG_SECONDS = 5.0
+EXIT_SECONDS = 60
+"""What a tracking server that does not answer may cost at the end of a run."""
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 PLACES = [
     ("data.next", 1, 7), ("forward", 0, 7), ("allreduce", 1, 6), ("backward", 1, 5),
@@ -331,6 +332,5 @@ def test_f12_server_that_never_answers(
         silent.accept()[0].close()
     assert code == 0
     assert "MLflow lacks something" in "".join(capfd.readouterr())
-    # The command waits so long for its last sync, and then for the process to end.
-    assert waited < DRAIN_SECONDS + 10
+    assert waited < EXIT_SECONDS
     note("F12", history(run_dir, []))
