@@ -97,7 +97,7 @@ def test_f1_rank_killed_after_the_result(
 
 HANGS = [
     ("gpt", 0, "forward", "stop"), ("lstm_attention", 1, "forward", "hold_gil"),
-    ("gpt", 2, "data.next", "hold_gil"), ("lstm_attention", 3, "data.next", "stop"),
+    ("gpt", 2, "forward", "hold_gil"), ("lstm_attention", 3, "data.next", "stop"),
     ("gpt", 3, "checkpoint.write", "stop"),
 ]  # fmt: skip
 """In phases that the other rank leaves; in one where it waits, nobody can say who is late."""
