@@ -92,8 +92,8 @@ def recorded(run_dir: Path, rank: int) -> Iterator[None]:
 
 
 def clear_records(run_dir: Path) -> None:
-    """Drop what ranks of an earlier attempt said."""
-    for path in run_dir.glob("rank-*.json"):
+    """Drop what ranks of an earlier attempt said, and what they were killed in the midst of."""
+    for path in (*run_dir.glob("rank-*.json"), *run_dir.glob(".rank-*.json.*.tmp")):
         path.unlink(missing_ok=True)
 
 

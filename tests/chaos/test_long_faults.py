@@ -47,6 +47,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 FAMILIES = ("gpt", "lstm_attention")
 EVERYWHERE = [(family, stage) for stage in range(4) for family in FAMILIES]
 WATCHDOG_SECONDS = 5.0
+EXIT_SECONDS = 60
+"""What a tracking server that does not answer may cost at the end of a run."""
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 PLACES = [
     ("data.next", 1, 7), ("forward", 0, 7), ("allreduce", 1, 6), ("backward", 1, 5),
@@ -95,7 +97,7 @@ def test_f1_rank_killed_after_the_result(
 
 HANGS = [
     ("gpt", 0, "forward", "stop"), ("lstm_attention", 1, "forward", "hold_gil"),
-    ("gpt", 2, "data.next", "hold_gil"), ("lstm_attention", 3, "data.next", "stop"),
+    ("gpt", 2, "forward", "hold_gil"), ("lstm_attention", 3, "data.next", "stop"),
     ("gpt", 3, "checkpoint.write", "stop"),
 ]  # fmt: skip
 """In phases that the other rank leaves; in one where it waits, nobody can say who is late."""
@@ -317,7 +319,6 @@ def test_f24_restart_loop(
 def test_f12_server_that_never_answers(
     chaos: Chaos, tiny_run: Path, note: Note, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    exit_seconds = 30
     run_dir = chaos.root / "silent"
     chaos.plan(run_dir)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -331,5 +332,5 @@ def test_f12_server_that_never_answers(
         silent.accept()[0].close()
     assert code == 0
     assert "MLflow lacks something" in "".join(capfd.readouterr())
-    assert waited < exit_seconds
+    assert waited < EXIT_SECONDS
     note("F12", history(run_dir, []))

@@ -50,7 +50,9 @@ def test_schedule(chaos: Chaos, golden: Golden, note: Note, seed: int) -> None:
     family, stage, faults = draw(seed)
     print(f"repeat: pytest -m long 'tests/chaos/test_long_schedules.py::test_schedule[{seed}]'")
     print(f"{family}, ZeRO {stage}: {json.dumps(faults)}")
-    run = chaos_run(family, stage, guard={"watchdog_seconds": WATCHDOG_SECONDS})
+    # As many attempts as faults may come to nothing before the first checkpoint.
+    guard = {"watchdog_seconds": WATCHDOG_SECONDS, "max_attempts_without_progress": 4}
+    run = chaos_run(family, stage, guard=guard)
     seen = chaos.survive(chaos.make("run", run), *faults)
     check_all(seen, golden(family, stage), *(fault["id"] for fault in faults))
     ends = [fault for fault in faults if fault["action"] != "sleep"]
