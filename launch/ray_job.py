@@ -1,7 +1,6 @@
 """From a verb and a config to a job on a running Ray cluster, followed to its end."""
 
 import asyncio
-import os
 import shlex
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from launch.local import own_variables
 from pipeline.data.ray_surroundings import environment_set
 from pipeline.errors import ConfigError, LaunchError
 from pipeline.tracking.environment import collect_environment
@@ -22,7 +22,6 @@ JOB_ENVIRONMENT = {
     # Ray gives a stopped job 3 seconds; a checkpoint takes longer.
     "RAY_JOB_STOP_WAIT_TIME_S": "120",
 }
-PASSED_ON = ("TANDEM_OUTPUT",)
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -83,10 +82,9 @@ def submit(command: str, address: str, on_line: Callable[[str], None]) -> int:
 
 def job_environment() -> dict[str, str]:
     """Give the variables of a job: what this process passes on, and the commit that is shipped."""
-    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     # The files that a job gets are no checkout and could not tell.
     commit = collect_environment().get("git_commit")
-    return JOB_ENVIRONMENT | passed_on | ({"TANDEM_GIT_COMMIT": commit} if commit else {})
+    return JOB_ENVIRONMENT | own_variables() | ({"TANDEM_GIT_COMMIT": commit} if commit else {})
 
 
 def _stage(directory: Path) -> None:

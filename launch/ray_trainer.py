@@ -11,6 +11,7 @@ import ray.train
 import ray.train.torch
 
 from launch.environment import base_environment
+from launch.local import own_variables
 from launch.rank_logs import log_path, redirect_output
 from launch.rank_record import (
     RankFailure,
@@ -41,7 +42,7 @@ def build_trainer(
         num_workers: World size.
         stop_after_steps: Passed on to the ranks.
     """
-    environment = base_environment(room.accelerator, cluster.threads_per_worker)
+    environment = base_environment(room.accelerator, cluster.threads_per_worker) | own_variables()
     return ray.train.torch.TorchTrainer(
         rank_of_worker,
         train_loop_config={"run_dir": str(room.run_dir), "stop_after_steps": stop_after_steps},

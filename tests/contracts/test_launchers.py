@@ -1,14 +1,15 @@
 """Every launcher runs the same worker: equal losses, and verdicts instead of exit codes."""
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from launch import LAUNCHERS, build_launcher
-from launch.environment import free_port
-from launch.hostfile import find_deepspeed
+from launch.rank_environment import environment_of_deepspeed
 from launch.run_dirs import init_run
 from launch.stopping import StopRequest
 from pipeline.config.cluster import ClusterConfig
@@ -18,6 +19,8 @@ from pipeline.data.ray_tasks import ray_session
 from pipeline.errors import LaunchError
 from pipeline.tracking.events import read_events
 from pipeline.tracking.store import Verdict, read_result, read_verdict
+from pipeline.training.faults import ALLOW_VARIABLE, PLAN_VARIABLE
+from tests.chaos.harness import history, plan_path
 
 pytestmark = pytest.mark.slow
 
@@ -48,30 +51,15 @@ def run_hostfile(run_dir: Path, num_workers: int = 2) -> Verdict | None:
     return build_launcher(cluster, StopRequest(print)).run(run_dir, num_workers=num_workers)
 
 
-def run_by_hand(run_dir: Path) -> Verdict | None:
-    """The command that a dry run shows for this machine."""
-    local = build_launcher(ClusterConfig(launcher="local"), StopRequest(print))
-    command = local.command(run_dir, num_workers=2)
-    subprocess.run(
-        [find_deepspeed(), "--master_port", str(free_port()), *command[1:]],
-        cwd=ROOT,
-        check=True,
-        stdin=subprocess.DEVNULL,
-        timeout=120,
-    )
-    return read_verdict(run_dir)
-
-
 WAYS: dict[str, Callable[[Path], Verdict | None]] = {
     "local": run_local,
     "ray": run_ray,
     "hostfile": run_hostfile,
-    "by hand": run_by_hand,
 }
 
 
-def new_run(tiny_run: Path, name: str) -> Path:
-    return init_run(load_run(tiny_run, [f"name={name}"]), prepare)
+def new_run(tiny_run: Path, name: str, *overrides: str) -> Path:
+    return init_run(load_run(tiny_run, [f"name={name}", *overrides]), prepare)
 
 
 def losses_of(run_dir: Path) -> list[float]:
@@ -88,21 +76,27 @@ def reference(tiny_run: Path) -> list[float]:
 
 
 def test_every_registered_launcher_is_run_here() -> None:
-    assert set(WAYS) == {*LAUNCHERS, "by hand"}
+    assert set(WAYS) == set(LAUNCHERS)
 
 
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_launch_gives_the_same_losses(
-    way: str, tiny_run: Path, reference: list[float]
+def test_every_launcher_gives_the_same_losses_and_its_ranks_our_variables(
+    way: str, tiny_run: Path, reference: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_dir = new_run(tiny_run, f"contract-{way.replace(' ', '-')}")
+    run_dir = new_run(tiny_run, f"contract-{way}")
+    plan = plan_path(run_dir)
+    fault = {"id": "proof", "step": 1, "phase": "forward", "action": "sleep"}
+    plan.write_text(json.dumps([fault | {"args": {"seconds": 0.0}}]))
+    monkeypatch.setenv(PLAN_VARIABLE, str(plan))
+    monkeypatch.setenv(ALLOW_VARIABLE, "1")
     assert WAYS[way](run_dir) == "complete"
     result = read_result(run_dir)
     assert (result.world_size, result.steps) == (2, 6)
     losses = losses_of(run_dir)
     assert len(losses) == 6
     assert losses == pytest.approx(reference, rel=1e-5)
+    assert sorted(line["rank"] for line in history(run_dir, []).fired) == [0, 1]
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -110,9 +104,26 @@ def test_every_way_to_launch_gives_the_same_losses(
 def test_a_refusing_rank_gives_its_message_and_its_exit_code(
     run: Callable[[Path, int], Verdict | None], tiny_run: Path
 ) -> None:
-    run_dir = new_run(tiny_run, f"refused-{run.__name__}")
+    # One micro-batch a step, for two ranks.
+    run_dir = new_run(tiny_run, f"refused-{run.__name__}", "train.global_batch_tokens=64")
     with pytest.raises(LaunchError, match=r"(?s)^rank \d of refused.*not a multiple") as caught:
-        run(run_dir, 3)
+        run(run_dir, 2)
     assert caught.value.exit_code == 2
     assert not (run_dir / ".ray-train").exists()
     assert read_verdict(run_dir) is None
+
+
+def test_deepspeed_reads_the_command_that_a_dry_run_shows(tmp_path: Path) -> None:
+    local = build_launcher(ClusterConfig(launcher="local"), StopRequest(print))
+    program, *words = local.command(tmp_path, num_workers=2)
+    read = "import json, sys; from deepspeed.launcher.runner import parse_args as read\n"
+    read += "print(json.dumps(vars(read(sys.argv[1:]))))"
+    shown = subprocess.run(
+        [sys.executable, "-c", read, *words],
+        env=environment_of_deepspeed(ROOT), capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    options = json.loads(shown.stdout.splitlines()[-1])
+    assert program == "deepspeed"
+    assert (options["num_gpus"], options["module"]) == (2, True)
+    assert options["user_script"] == "launch.worker"
+    assert options["user_args"] == ["--run", str(tmp_path)]

@@ -113,7 +113,7 @@ def watch_command_lines(process: subprocess.Popen[bytes], run_dir: Path) -> set[
         if time.monotonic() > deadline:
             process.kill()
             raise AssertionError(f"the run did not end: {(run_dir / 'console.log').read_text()}")
-        time.sleep(0.2)
+        time.sleep(0.5)
     return seen
 
 
