@@ -320,7 +320,7 @@ def _retained(
     before = sum(block for block in small if block < RETAINED_BLOCK_BYTES)
     if run.zero.stage in (0, 1):
         # The weights as they were built, or later gradients, which the table has already.
-        before = 0.0
+        before = 0
     num_tokens = run.train.micro_batch_samples * run.train.sequence_tokens
     widest = 4 * run.model.width * num_tokens * size
     kept = held if widest < RETAINED_BLOCK_BYTES else 0.0

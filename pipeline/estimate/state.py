@@ -101,7 +101,10 @@ def _moments(num_elements: int, num_counts: int) -> int:
 
 
 def _kept(groups: Sequence[Sequence[Parameter]], world_size: int, rank: int) -> int:
-    """Count the elements of gradients that stage 2 keeps: of all parameters in its part, whole."""
+    """Count the elements of gradients that stage 2 keeps: those of its part, cut ones whole.
+
+    Padding at the end of the last parts has a gradient of zeros.
+    """
     count = 0
     for group in groups:
         part = group_elements(group, world_size) // world_size
@@ -111,4 +114,5 @@ def _kept(groups: Sequence[Sequence[Parameter]], world_size: int, rank: int) -> 
             if at < (rank + 1) * part and end > rank * part:
                 count += parameter.num_elements
             at = end
+        count += max(0, (rank + 1) * part - max(at, rank * part))
     return count
