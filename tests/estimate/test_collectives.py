@@ -89,9 +89,8 @@ def test_collectives_equal_those_of_other_models_and_buckets(
     pools: Pools, family: str, fields: dict[str, Any], stage: int
 ) -> None:
     run = small_run(family, stage, **fields)
-    for rank, (calls, held) in enumerate(pools[2, stage == 3].run(count_step, run)):
+    for calls, _ in pools[2, stage == 3].run(count_step, run):
         assert calls == expected_calls(run, 2)
-        assert held == expected_state(run, 2, rank)
 
 
 def test_a_logged_step_adds_two_collectives_of_the_expected_size(pools: Pools) -> None:
