@@ -93,9 +93,10 @@ class RayLauncher:
             size = room.wait_for_size(self._stop.on_event)
             if len(room.sizes) > 1:
                 self._stop.on_event(f"{run_dir.name} runs on {size} ranks; legal: {room.sizes}")
-            # What an earlier attempt left must not pass for what this one says.
+            # What an earlier attempt left must not pass for what this one says, nor for a request.
             clear_stopped(run_dir)
             clear_records(run_dir)
+            self._stop.repeat(run_dir)
             growth = Growth(room, size, self._stop)
             trainer = build_trainer(room, self._cluster, size, stop_after_steps)
             fit(trainer, run_dir, goes_on=partial(self._goes_on, run_dir, growth))

@@ -50,17 +50,20 @@ class StopRequest:
         Args:
             run_dir: The run directory; a request that an earlier launch left there is dropped.
         """
-        file = run_dir / STOP_FILE
         self._run_dir = run_dir
-        file.unlink(missing_ok=True)
-        if self.is_made and not is_probe(run_dir):
-            file.touch()
+        self.repeat(run_dir)
         self.listen_again()
         try:
             yield
         finally:
             self._run_dir = None
-            file.unlink(missing_ok=True)
+            (run_dir / STOP_FILE).unlink(missing_ok=True)
+
+    def repeat(self, run_dir: Path) -> None:
+        """Drop a request that others left for the ranks of a run, and keep the user's."""
+        (run_dir / STOP_FILE).unlink(missing_ok=True)
+        if self.is_made and not is_probe(run_dir):
+            (run_dir / STOP_FILE).touch()
 
     @contextmanager
     def listening(self) -> Iterator[None]:

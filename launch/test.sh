@@ -15,5 +15,4 @@ echo "ruff"
 echo "mypy"
 .venv/bin/mypy
 # A worker for each core, up to four, because tests start ranks and clusters of their own.
-exec .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 \
-    --dist loadgroup --no-loadscope-reorder "$@"
+exec .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --no-loadscope-reorder "$@"

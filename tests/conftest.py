@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -73,7 +74,6 @@ def pytest_configure(config: pytest.Config) -> None:
     Finalize(None, shutil.rmtree, args=(root,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     named = set(re.findall(r"\w+", config.option.markexpr))
     left_out = set(ON_REQUEST) - named
@@ -86,17 +86,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
-    if config.pluginmanager.hasplugin("xdist"):
-        share_out(items)
-
-
-def share_out(items: list[pytest.Item]) -> None:
-    """Give each directory to one worker, because its tests share ranks, clusters and runs."""
     rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    places = {item: item.path.parent.name for item in items}
-    for item, place in places.items():
-        item.add_marker(pytest.mark.xdist_group(place))
-    items.sort(key=lambda item: rank.get(places[item], len(rank)))
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each directory to one worker, because its tests share ranks, clusters and runs."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByDirectory(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.partition("::")[0].rpartition("/")[0]
+
+    return ByDirectory(config, log)
 
 
 def reason_to_leave_out(item: pytest.Item) -> str | None:

@@ -32,9 +32,11 @@ SUBGROUP_ELEMENTS = 1_000_000_000
 """Elements of one rank that stage 3 updates at a time; each part has a norm of its own."""
 PARTITION_MULTIPLE = 2
 """Stages 1 and 2 pad a group of parameters to this times the ranks."""
+NUM_TIMES = 2
+"""Seconds that each rank tells of itself after a step: for data, in forward passes."""
 NUM_VOTES = 5
-"""Numbers that a rank tells after a step beside its time: three reasons to stop, whether it applied
-the step, and bytes of text."""
+"""Numbers that ranks add up beside their times: three reasons to stop, whether one applied the
+step, and bytes of text."""
 LOGGED_JSON_BYTES = 73
 """The text of a rank's two memory metrics, of nine digits each: a digit more is a byte more."""
 
@@ -109,7 +111,7 @@ def _loss_calls(plan: BatchPlan) -> Iterator[_Call]:
 def _loop_calls(run: RunConfig, world_size: int) -> Iterator[_Call]:
     if world_size == 1:
         return
-    votes = 8 * (NUM_VOTES + world_size)
+    votes = 8 * (NUM_VOTES + NUM_TIMES * world_size)
     yield _Call(name="votes", op="all_reduce", bytes=votes, when="agree")
     if run.checkpoint.every_seconds is not None:
         yield _Call(name="checkpoint clock", op="all_reduce", bytes=8, when="agree")

@@ -12,6 +12,7 @@ from pipeline.training.device import peak_memory
 from pipeline.training.distributed import RankContext, gather_json
 from pipeline.training.engine import StateBytes
 from pipeline.training.loop import agree
+from pipeline.training.stragglers import RankTimes
 from tests.estimate.conftest import Pools
 from tests.estimate.counting import CollectiveLog
 from tests.training.cases import VOCAB_SIZE, my_batches, small_engine, small_run
@@ -26,7 +27,7 @@ def count_step(ranks: RankContext, run: RunConfig) -> tuple[Calls, StateBytes]:
         engine.train_step(my_batches(ranks, step), 1e-3)
     with CollectiveLog() as log:
         engine.train_step(my_batches(ranks, 2), 1e-3)
-        agree(ranks, [0.0, 0.0, 0.0, 1.0, 7.0], 1.0)
+        agree(ranks, [0.0, 0.0, 0.0, 1.0, 7.0], RankTimes(data_seconds=0.0, forward_seconds=1.0))
     return log.counts(), engine.state_bytes()
 
 

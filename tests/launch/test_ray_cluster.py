@@ -12,6 +12,7 @@ from launch.ray_nodes import (
     missing_here,
     worker_resources,
 )
+from launch.stopping import STOP_FILE, StopRequest
 from pipeline.config.load import dump_yaml, load_cluster, load_run
 from pipeline.errors import ConfigError, LaunchError
 
@@ -67,6 +68,17 @@ def test_an_elastic_run_takes_only_sizes_over_which_its_batch_divides(
 def test_the_smallest_size_is_at_most_the_largest() -> None:
     with pytest.raises(ConfigError, match=r"min_workers=3 is above num_workers=2"):
         load_cluster(None, ["num_workers=2", "min_workers=3"])
+
+
+def test_a_request_of_an_attempt_that_was_lost_does_not_stop_the_next(tmp_path: Path) -> None:
+    stop = StopRequest(print)
+    with stop.reaching(tmp_path):
+        (tmp_path / STOP_FILE).touch()
+        stop.repeat(tmp_path)
+        assert not (tmp_path / STOP_FILE).exists()
+        stop.make()
+        stop.repeat(tmp_path)
+        assert (tmp_path / STOP_FILE).exists(), "the user's request was lost"
 
 
 def test_what_ranks_need_to_see_is_named(tmp_path: Path, tiny_run: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.training.checkpoint_files import list_checkpoints, load_state, rea
 from pipeline.training.distributed import RankContext
 from pipeline.training.engine import build_engine
 from pipeline.training.train import build_run_model, load_prepared
-from tests.training.cases import write_run
+from tests.training.cases import SEQUENCE_TOKENS, write_run
 from tests.training.rank_pool import RankPool
 from tests.training.runs import Runs, every_step, losses, train_rank
 
@@ -65,7 +65,8 @@ def unmoved(
 
 def short(family: str, stage: int = 1) -> RunConfig:
     """Six steps of eight samples, one a micro-batch, so that up to eight ranks can share them."""
-    run = every_step(family, stage, eval={"every_steps": None})
+    scored = {"every_steps": None, "max_tokens": 8 * SEQUENCE_TOKENS}
+    run = every_step(family, stage, eval=scored)
     steps = {"micro_batch_samples": 1, "total_tokens": 2 * MOVE * run.train.global_batch_tokens}
     return run.model_copy(update={"train": run.train.model_copy(update=steps)})
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.schema import RunConfig
 from pipeline.errors import (
     ConfigError,
     DataError,
@@ -18,7 +19,6 @@ from tests.training.cases import GLOBAL_BATCH_SAMPLES, SEQUENCE_TOKENS, small_ru
 from tests.training.cases import write_run as write_run_dir
 from tests.training.rank_pool import RankPool
 from tests.training.runs import (
-    HALF,
     NUM_STEPS,
     Runs,
     every_step,
@@ -30,13 +30,26 @@ from tests.training.runs import (
 
 pytestmark = pytest.mark.slow
 
+MOMENT = 3
+"""Step of six after which a short run stops."""
+
+
+def short(family: str, stage: int, **fields: Any) -> RunConfig:
+    """Six steps with an evaluation of eight samples after every second."""
+    scored = {"every_steps": 2, "max_tokens": 8 * SEQUENCE_TOKENS}
+    run = every_step(family, stage, eval=scored, **fields)
+    total_tokens = 2 * MOMENT * run.train.global_batch_tokens
+    return run.model_copy(
+        update={"train": run.train.model_copy(update={"total_tokens": total_tokens})}
+    )
+
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_bf16_run_resumes_bit_for_bit_as_well(two_ranks: RankPool, runs: Runs, stage: int) -> None:
-    run = every_step("gpt", stage, precision="bf16")
+    run = short("gpt", stage, precision="bf16")
     whole, halves = runs.make("whole", run), runs.make("halves", run)
     two_ranks.run(train_rank, whole)
-    two_ranks.run(train_rank, halves, HALF)
+    two_ranks.run(train_rank, halves, MOMENT)
     two_ranks.run(train_rank, halves)
     assert losses(halves) == losses(whole)
 
@@ -48,18 +61,18 @@ def test_bf16_run_resumes_bit_for_bit_as_well(two_ranks: RankPool, runs: Runs, s
 def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     two_ranks: RankPool, runs: Runs, family: str, stage: int
 ) -> None:
-    run = every_step(family, stage)
+    run = short(family, stage)
     whole, halves = runs.make("whole", run), runs.make("halves", run)
     assert isinstance(two_ranks.run(train_rank, whole)[0], RunResult)
-    assert two_ranks.run(train_rank, halves, HALF) == [None, None]
+    assert two_ranks.run(train_rank, halves, MOMENT) == [None, None]
     assert read_verdict(halves) == "stopped"
-    assert json.loads((halves / "stopped.json").read_text())["step"] == HALF
+    assert json.loads((halves / "stopped.json").read_text())["step"] == MOMENT
     resumed = two_ranks.run(train_rank, halves)
 
     assert read_verdict(halves) == "complete"
     assert not (halves / "stopped.json").exists()
     assert losses(halves) == losses(whole)
-    assert sorted(losses(whole)) == list(range(1, NUM_STEPS + 1))
+    assert sorted(losses(whole)) == list(range(1, 2 * MOMENT + 1))
     assert resumed[0] == resumed[1] == read_result(halves)
     assert resumed[0].attempts == 2
     assert resumed[0].per_position_loss == read_result(whole).per_position_loss
@@ -241,12 +254,12 @@ def test_global_batch_that_does_not_divide_over_the_ranks_is_refused(
 def test_resumed_run_drops_the_same_as_the_uninterrupted_one(
     two_ranks: RankPool, runs: Runs, family: str
 ) -> None:
-    dropped, plain = (every_step(family, 1, model={"dropout": share}) for share in (0.1, 0.0))
+    dropped, plain = (short(family, 1, model={"dropout": share}) for share in (0.1, 0.0))
     whole, halves = runs.make("whole", dropped), runs.make("halves", dropped)
     two_ranks.run(train_rank, whole)
-    two_ranks.run(train_rank, halves, HALF)
+    two_ranks.run(train_rank, halves, MOMENT)
     two_ranks.run(train_rank, halves)
     assert losses(halves) == losses(whole)
     without = runs.make("without", plain)
-    two_ranks.run(train_rank, without, HALF)
+    two_ranks.run(train_rank, without, 1)
     assert losses(without)[1] != pytest.approx(losses(whole)[1], rel=1e-4)
