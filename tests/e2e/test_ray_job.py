@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,16 +25,18 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 TINY = [
+    # Two ranks under Ray are shown by the launchers' contract; here the probe has them.
+    "cluster.num_workers=1",
     "base.train.sequence_tokens=32",
-    "base.train.micro_batch_samples=4",
+    "base.train.micro_batch_samples=8",
     "base.train.global_batch_tokens=256",
-    "base.train.total_tokens=76800",
+    "base.train.total_tokens=51200",
     "base.data.tokenizer.vocab_size=300",
     "base.eval.every_steps=null",
     "base.eval.max_tokens=4096",
     "families.gpt.model.width=32",
-    "families.gpt.train.optimizer.learning_rate=0.01",
-    "families.lstm_attention.train.optimizer.learning_rate=0.01",
+    "families.gpt.train.optimizer.learning_rate=0.02",
+    "families.lstm_attention.train.optimizer.learning_rate=0.02",
     "families.gpt.model.depth=1",
     "families.lstm_attention.model.depth=1",
     "probes=[{probe: model_state, num_workers: [2], params: {}}]",
@@ -130,8 +133,9 @@ def test_doctor_finds_the_nodes_behind_either_address(
 
 
 def test_a_submitted_study_leaves_results_report_and_mlflow_behind(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, migrated_store: Path, tmp_path: Path
 ) -> None:
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
     command = [BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", "."]
     command += ["--", "python", "-m", "launch", "study", "configs/study/quickstart.yaml"]
     command += [f"output_dir={tmp_path}", *TINY]
@@ -146,8 +150,8 @@ def test_a_submitted_study_leaves_results_report_and_mlflow_behind(
     study = tmp_path / "quickstart"
     runs = {record.result.family: record.result for record in read_runs(study)}
     assert {family: (run.steps, run.world_size) for family, run in runs.items()} == {
-        "gpt": (300, 2),
-        "lstm_attention": (300, 2),
+        "gpt": (200, 1),
+        "lstm_attention": (200, 1),
     }
     assert [probe.world_size for probe in read_probes(study)] == [2]
     assert json.loads((study / "result.json").read_text())["status"] == "complete"
