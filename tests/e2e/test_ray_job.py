@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 TINY = [
-    # Two ranks under Ray are shown by the launchers' contract; here the probe has them.
+    # Two ranks under Ray are shown by the launchers' contract.
     "cluster.num_workers=1",
     "base.train.sequence_tokens=32",
     "base.train.micro_batch_samples=8",
@@ -39,7 +39,7 @@ TINY = [
     "families.lstm_attention.train.optimizer.learning_rate=0.02",
     "families.gpt.model.depth=1",
     "families.lstm_attention.model.depth=1",
-    "probes=[{probe: model_state, num_workers: [2], params: {}}]",
+    "probes=[{probe: model_state, num_workers: [1], params: {}}]",
 ]
 
 
@@ -153,7 +153,7 @@ def test_a_submitted_study_leaves_results_report_and_mlflow_behind(
         "gpt": (200, 1),
         "lstm_attention": (200, 1),
     }
-    assert [probe.world_size for probe in read_probes(study)] == [2]
+    assert [probe.world_size for probe in read_probes(study)] == [1]
     assert json.loads((study / "result.json").read_text())["status"] == "complete"
     assert "<html" in (study / "report.html").read_text()[:200]
     check_tracking(tmp_path / "mlflow.db")
