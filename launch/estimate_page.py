@@ -258,6 +258,9 @@ def bite_lines(found: "Sweep", labels: list[str]) -> list[str]:
     lines = []
     for label in labels:
         points = found.of(label, "strong")
+        if not points:
+            lines.append(f"{label}: no number of hosts divides its batch, so no chain is shown")
+            continue
         if not any(point.step.recurrence for point in points):
             lines.append(f"{label}: no recurrence, no sequential chain beyond its depth")
             continue
@@ -287,12 +290,14 @@ def _chain_lines(
 
 
 def gap_lines(found: "Sweep") -> list[str]:
-    """Say which points are left out, and why: the first of each line."""
-    told: dict[tuple[str, str], str] = {}
+    """Say which points are left out, and why the first of each line is."""
+    told: dict[tuple[str, str], tuple[list[int], str]] = {}
     for gap in found.gaps:
-        line = f"{gap.label}, {gap.scaling}: left out from {gap.num_nodes} hosts on: {gap.reason}"
-        told.setdefault((gap.label, gap.scaling), line)
-    return list(told.values())
+        told.setdefault((gap.label, gap.scaling), ([], gap.reason))[0].append(gap.num_nodes)
+    return [
+        f"{label}, {scaling}: left out at {', '.join(map(str, counts))} hosts: {reason}"
+        for (label, scaling), (counts, reason) in told.items()
+    ]
 
 
 def _goodput(found: "Forecast") -> str:

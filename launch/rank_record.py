@@ -78,16 +78,19 @@ def recorded(run_dir: Path, rank: int) -> Iterator[None]:
         )
     path = run_dir / f"rank-{rank}.json"
     record = RankRecord(rank=rank, host=host, process_id=os.getpid(), oom_kills=count_oom_kills())
-    write_text_atomic(path, json.dumps(asdict(record)))
+    begun = json.dumps(asdict(record))
+    write_text_atomic(path, begun)
     try:
         yield
     except Exception as exc:
         failed = asdict(record) | {"kind": type(exc).__name__, "cause": str(exc)}
         if isinstance(exc, PipelineError):
             failed |= {"kind": exc.kind, "exit_code": exc.exit_code}
-        # The storage may be what failed; the error itself must come out.
+        # The storage may be what failed; the error itself must come out. A rank that was replaced
+        # leaves the word of its successor.
         with suppress(OSError):
-            write_text_atomic(path, json.dumps(failed))
+            if path.read_text() == begun:
+                write_text_atomic(path, json.dumps(failed))
         raise
 
 
@@ -162,6 +165,9 @@ def _cause(record: RankRecord | None, ending: str | None) -> str:
     if record is not None and record.kind is not None:
         return f"{record.kind}: {record.cause}"
     told = ending or "no word: it was killed, it hangs, or its host was lost"
+    # The kernel kills by SIGKILL: another ending has another cause.
+    if ending is not None and re.match(r"exit code|signal (?!SIGKILL)", ending):
+        return told
     if record is None or record.oom_kills is None or record.host != socket.gethostname():
         return told
     killed = (count_oom_kills() or 0) - record.oom_kills

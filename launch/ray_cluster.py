@@ -8,7 +8,8 @@ checkpoints are the run's own, so every attempt goes on from the newest at whate
 
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,20 +94,19 @@ class RayLauncher:
             size = room.wait_for_size(self._stop.on_event)
             if len(room.sizes) > 1:
                 self._stop.on_event(f"{run_dir.name} runs on {size} ranks; legal: {room.sizes}")
-            # What an earlier attempt left must not pass for what this one says, nor for a request.
+            # What an earlier attempt left must not pass for what this one says.
             clear_stopped(run_dir)
             clear_records(run_dir)
-            self._stop.repeat(run_dir)
             growth = Growth(room, size, self._stop)
             trainer = build_trainer(room, self._cluster, size, stop_after_steps)
-            fit(trainer, run_dir, goes_on=partial(self._goes_on, run_dir, growth))
+            with growth.alone_asking():
+                fit(trainer, run_dir, goes_on=partial(self._goes_on, run_dir, growth))
             if is_probe(run_dir) and self._stop.is_made and read_verdict(run_dir) is None:
                 # Leaving the session ends its workers.
                 return "stopped"
             verdict = verdict_of(run_dir)
             if verdict == "complete" or self._stop.is_made or not growth.is_asked:
                 return verdict
-            (run_dir / STOP_FILE).unlink(missing_ok=True)
 
     def _goes_on(self, run_dir: Path, growth: "Growth") -> bool:
         growth.look()
@@ -129,6 +129,15 @@ class Growth:
         self._size = size
         self._stop = stop
         self._next = time.monotonic() + GROWTH_SECONDS
+
+    @contextmanager
+    def alone_asking(self) -> Iterator[None]:
+        """Drop its own request when the attempt that it was made to has ended, well or not."""
+        try:
+            yield
+        finally:
+            if self.is_asked and not self._stop.is_made:
+                (self._room.run_dir / STOP_FILE).unlink(missing_ok=True)
 
     def look(self) -> None:
         """Look for room, not more often than `GROWTH_SECONDS` tells, and ask for the stop."""

@@ -50,20 +50,17 @@ class StopRequest:
         Args:
             run_dir: The run directory; a request that an earlier launch left there is dropped.
         """
+        file = run_dir / STOP_FILE
         self._run_dir = run_dir
-        self.repeat(run_dir)
+        file.unlink(missing_ok=True)
+        if self.is_made and not is_probe(run_dir):
+            file.touch()
         self.listen_again()
         try:
             yield
         finally:
             self._run_dir = None
-            (run_dir / STOP_FILE).unlink(missing_ok=True)
-
-    def repeat(self, run_dir: Path) -> None:
-        """Drop a request that others left for the ranks of a run, and keep the user's."""
-        (run_dir / STOP_FILE).unlink(missing_ok=True)
-        if self.is_made and not is_probe(run_dir):
-            (run_dir / STOP_FILE).touch()
+            file.unlink(missing_ok=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

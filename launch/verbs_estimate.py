@@ -236,18 +236,23 @@ def refuse_unless_it_fits(request: RunRequest, *, force: bool) -> None:
     """
     from launch.estimate_page import advice_lines, fit_lines
     from pipeline.errors import ConfigError
-    from pipeline.estimate.forecast import predict_fit, vocab_size_of
+    from pipeline.estimate.forecast import MEMORY_ERROR_FRACTION, predict_fit, vocab_size_of
     from pipeline.estimate.search import advise, search
 
-    if request.cluster.hardware is None or force:
+    run = request.run
+    # The size of a vocabulary that is still to be loaded is not known either.
+    is_unknown = run.model.vocab_size is None and run.data.tokenizer.path is not None
+    if request.cluster.hardware is None or force or is_unknown:
         return
-    machines, run = machines_of(request, None), request.run
+    machines = machines_of(request, None)
     vocab_size = vocab_size_of(run)
     fit = predict_fit(run, vocab_size, machines)
-    if fit.is_enough:
+    if fit.needed_bytes <= (1.0 + MEMORY_ERROR_FRACTION) * fit.capacity_bytes:
         return
-    best = search(run, vocab_size, machines)
-    advice = advise(run, vocab_size, machines, best)
-    lines = [*fit_lines(fit), *advice_lines(advice, machines.num_ranks)]
-    told = "\n".join(lines)
+    try:
+        advice = advise(run, vocab_size, machines, search(run, vocab_size, machines))
+        changes = advice_lines(advice, machines.num_ranks)
+    except ConfigError as exc:
+        changes = [f"what would fit cannot be said: {exc}"]
+    told = "\n".join([*fit_lines(fit), *changes])
     raise ConfigError(f"{run.name} cannot fit; --force starts it all the same\n{told}")

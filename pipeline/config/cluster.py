@@ -38,7 +38,8 @@ class ClusterConfig(Section):
     placement: Literal["pack", "spread"] = "pack"
     """Whether Ray puts ranks on few nodes or on many."""
     hardware: HardwareConfig | None = None
-    """What the machines can do, for `estimate`; None estimates nothing, and nothing else asks."""
+    """What the machines can do, for `estimate`, a study's dry run and the check of memory in
+    `train`; None leaves them out."""
 
     @model_validator(mode="after")
     def _sizes_are_ordered(self) -> Self:

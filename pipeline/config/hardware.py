@@ -137,7 +137,8 @@ class HardwareConfig(HardwareSection):
     inter_node: Link | None = None
     """Between hosts; needed with more than one."""
     storage_bytes_per_second: float | None = Field(default=None, gt=0.0)
-    """What all hosts together write to the place of checkpoints; None leaves their cost out."""
+    """What all hosts together write to the place of checkpoints; tokens are taken to be read as
+    fast. None leaves both out."""
     price: Price | None = None
     """Of one device and hour; None leaves the cost out."""
     failures: Failures | None = None

@@ -176,7 +176,7 @@ def _update_calls(run: RunConfig, layout: Layout, world_size: int) -> list[_Call
         calls.append(_Call(name="overflow", op="all_reduce", bytes=1, when="update"))
     if stage == 3:
         norm = _Call(name="norm", op="all_reduce", bytes=8, when="update")
-        calls += [norm] * sum(num_subgroups(group, world_size) for group in groups)
+        calls += [norm] * sum(len(subgroup_elements(group, world_size)) for group in groups)
         if world_size > 1:
             calls += [
                 _Call(
@@ -217,14 +217,15 @@ def group_elements(group: Sequence[Parameter], world_size: int) -> int:
     return padded(sum(p.num_elements for p in group), PARTITION_MULTIPLE * world_size)
 
 
-def num_subgroups(group: Sequence[Parameter], world_size: int) -> int:
-    """Count the parts in which stage 3 updates a group."""
-    count, filled = 0, 0
+def subgroup_elements(group: Sequence[Parameter], world_size: int) -> list[int]:
+    """Give the elements of one rank in each part in which stage 3 updates a group."""
+    sizes, filled = [], 0
     for parameter in group:
         filled += padded(parameter.num_elements, world_size) // world_size
         if filled >= SUBGROUP_ELEMENTS:
-            count, filled = count + 1, 0
-    return count + (filled > 0)
+            sizes.append(filled)
+            filled = 0
+    return [*sizes, filled] if filled > 0 else sizes
 
 
 def padded(count: int, multiple: int) -> int:

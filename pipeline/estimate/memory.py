@@ -16,11 +16,19 @@ from pipeline.config.chunks import head_chunk_tokens
 from pipeline.config.lstm import LstmConfig
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.estimate.collectives import VALUE_BYTES, bucket_elements, group_elements, groups_of
+from pipeline.estimate.collectives import (
+    VALUE_BYTES,
+    bucket_elements,
+    group_elements,
+    groups_of,
+    subgroup_elements,
+)
 from pipeline.estimate.parameters import Layout, layout_of
 from pipeline.estimate.state import MASTER_BYTES, Offload, RankState, state_bytes
 
 MIB = 2**20
+Accelerator = Literal["cpu", "cuda"]
+"""What a rank computes on."""
 Place = Literal["device", "host"]
 """Where bytes lie; on a CPU everything is `device`, the memory of the rank's process."""
 
@@ -41,8 +49,9 @@ M_MMAP_THRESHOLD, which grows up to here."""
 CUDA_FRAGMENTATION_FRACTION = 0.05
 """Allowance for what the caching allocator holds and cannot use; not measured."""
 
-UPDATE_COPIES = 2
-"""Intermediate results of AdamW as large as the tensor that it updates: a root and its quotient."""
+UPDATE_COPIES = {"cpu": 2, "cuda": 0}
+"""Intermediate results of AdamW as large as the tensor that it updates: a root and its quotient;
+the fused kernel of CUDA makes none."""
 
 WORKSPACE_VALUES = 15.5
 """Values of width h a token in oneDNN's workspace of an LSTM; see `lstm_activations`."""
@@ -88,7 +97,7 @@ def memory_table(
     run: RunConfig,
     vocab_size: int,
     world_size: int,
-    accelerator: Literal["cpu", "cuda"] = "cpu",
+    accelerator: Accelerator = "cpu",
     offload: Offload = "none",
 ) -> list[MemoryComponent]:
     """List what one rank holds at its peak; the sum over a place is the peak there.
@@ -113,7 +122,9 @@ def memory_table(
     moments = _Moments(
         forward=held,
         reduction=_reduction(run, layout, state, world_size, accelerator),
-        update=0.0 if is_updated_on_host else _update(run, layout, state, world_size),
+        update=(
+            0.0 if is_updated_on_host else _update(run, layout, state, world_size, accelerator)
+        ),
     )
     # Gradients of a lone micro-batch take the place of its activations; later ones find both.
     gradients = state.gradients if run.zero.stage < 2 else 0
@@ -144,7 +155,7 @@ def peak_bytes(table: Iterable[MemoryComponent], place: Place = "device") -> flo
     return sum(component.bytes for component in table if component.place == place)
 
 
-def _check_offload(run: RunConfig, accelerator: Literal["cpu", "cuda"], offload: Offload) -> None:
+def _check_offload(run: RunConfig, accelerator: Accelerator, offload: Offload) -> None:
     if offload == "none":
         return
     if accelerator == "cpu":
@@ -198,7 +209,7 @@ def _buffers(run: RunConfig, layout: Layout) -> list[MemoryComponent]:
 
 
 def _activations(
-    run: RunConfig, vocab_size: int, accelerator: Literal["cpu", "cuda"]
+    run: RunConfig, vocab_size: int, accelerator: Accelerator
 ) -> list[MemoryComponent]:
     """Give what a forward pass holds at its end."""
     train, model, size = run.train, run.model, VALUE_BYTES[run.precision]
@@ -218,7 +229,8 @@ def _activations(
     return [
         MemoryComponent(name="activations", bytes=own, exact=False, note="kept for backward"),
         MemoryComponent(
-            name="LSTM workspace", bytes=workspace, exact=False, note="oneDNN's, in all layers"
+            name="LSTM workspace", bytes=workspace, exact=False,
+            note="measured for oneDNN" if accelerator == "cpu" else "as oneDNN's, unknown on cuDNN",
         ),
         MemoryComponent(
             name="head logits", bytes=chunk, exact=False, note="a chunk, and its softmax"
@@ -242,7 +254,7 @@ def _reduction(
     layout: Layout,
     state: RankState,
     world_size: int,
-    accelerator: Literal["cpu", "cuda"],
+    accelerator: Accelerator,
 ) -> float:
     """Give what stands while gradients are summed over the ranks."""
     stage, size = run.zero.stage, VALUE_BYTES[run.precision]
@@ -272,13 +284,20 @@ def _own_gradients(run: RunConfig, layout: Layout, state: RankState, world_size:
     )
 
 
-def _update(run: RunConfig, layout: Layout, state: RankState, world_size: int) -> float:
-    """Give what stands while AdamW updates the group of matrices."""
+def _update(
+    run: RunConfig, layout: Layout, state: RankState, world_size: int, accelerator: Accelerator
+) -> float:
+    """Give what stands while AdamW updates the group of matrices, or at stage 3 a part of it."""
+    copies = UPDATE_COPIES[accelerator]
     if run.zero.stage == 0:
-        return UPDATE_COPIES * MASTER_BYTES * max(p.num_elements for p in layout.parameters)
-    largest = max(group_elements(group, world_size) for group in groups_of(layout)) / world_size
+        return copies * MASTER_BYTES * max(p.num_elements for p in layout.parameters)
+    groups = groups_of(layout)
+    if run.zero.stage == 3:
+        largest: float = max(max(subgroup_elements(group, world_size)) for group in groups)
+    else:
+        largest = max(group_elements(group, world_size) for group in groups) / world_size
     # The flat gradient of the group; the parts that it was made of stand until the last group.
-    flat = (1 + UPDATE_COPIES) * MASTER_BYTES * largest
+    flat = (1 + copies) * MASTER_BYTES * largest
     return flat + (0.0 if run.zero.stage == 3 else _own_gradients(run, layout, state, world_size))
 
 
@@ -307,7 +326,7 @@ def _retained(
     layout: Layout,
     held: float,
     moments: _Moments,
-    accelerator: Literal["cpu", "cuda"],
+    accelerator: Accelerator,
 ) -> MemoryComponent:
     """Give the small blocks that a CPU's C library keeps although they are free at the peak."""
     found = MemoryComponent(

@@ -70,7 +70,8 @@ def rates_of(hardware: HardwareConfig, precision: Precision, num_threads: int = 
         stated = ", ".join(hardware.peak_flops_per_second)
         raise ConfigError(
             f"hardware.peak_flops_per_second.{precision} is missing for {hardware.device}; stated: "
-            f"{stated}. Look it up in the vendor's data sheet (dense), or set precision={stated}"
+            f"{stated}. Look it up in the vendor's data sheet (dense), or set precision to one of "
+            "these"
         )
     peak = hardware.peak_flops_per_second[precision] * num_threads
     return Rates(

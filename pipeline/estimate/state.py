@@ -13,8 +13,8 @@ from pipeline.estimate.collectives import (
     VALUE_BYTES,
     group_elements,
     groups_of,
-    num_subgroups,
     padded,
+    subgroup_elements,
 )
 from pipeline.estimate.parameters import Layout, Parameter, layout_of
 
@@ -87,7 +87,7 @@ def _sharded(run: RunConfig, layout: Layout, world_size: int) -> RankState:
         for p in layout.parameters
         if p.num_elements <= run.zero.param_persistence_threshold
     )
-    num_counts = sum(num_subgroups(group, world_size) for group in groups_of(layout))
+    num_counts = sum(len(subgroup_elements(group, world_size)) for group in groups_of(layout))
     return RankState(
         parameters=working * (mine + whole),
         gradients=working * mine,

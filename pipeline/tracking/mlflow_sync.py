@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 """How soon a request to stop is seen."""
+SILENT_SECONDS = 5.0
+"""A failure that took as long was one of a time limit; `mlflow_client` sets this one for a call."""
 
 
 def _ignore(message: str) -> None:
@@ -81,7 +83,8 @@ def follow(
     """Sync again and again until told to stop, then once more.
 
     A store that is down is tried again at each interval; one line tells that it went, one that it
-    is back.
+    is back. One that does not even refuse, so that each try takes its whole time limit, is not
+    tried once more when the word to stop has come.
 
     Args:
         root: As for `sync`.
@@ -96,6 +99,7 @@ def follow(
     is_up = True
     while True:
         is_over = should_stop()
+        begin = time.monotonic()
         try:
             sync(root, uri, is_over=is_over, on_event=on_event)
             if not is_up:
@@ -105,8 +109,11 @@ def follow(
             if is_up:
                 on_event(f"tracking is behind, training goes on: {exc}")
             is_up = False
+            is_silent = time.monotonic() - begin > SILENT_SECONDS
+            if is_over or (is_silent and should_stop()):
+                return False
         if is_over:
-            return is_up
+            return True
         deadline = time.monotonic() + interval_seconds
         while time.monotonic() < deadline and not should_stop():
             time.sleep(min(POLL_SECONDS, interval_seconds))

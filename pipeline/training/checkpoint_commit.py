@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import time
+from contextlib import suppress
 
 from pipeline.errors import CheckpointError
 from pipeline.training.checkpoint_files import (
@@ -44,7 +45,9 @@ def claim(store: CheckpointStore) -> str:
     number = 1 + max((int(token.partition("-")[0]) for token in tokens), default=0)
     mine = f"{number:08d}-{secrets.token_hex(4)}"
     facts = {"host": socket.gethostname(), "pid": os.getpid(), "since_unix_seconds": time.time()}
-    store.write({OWNER_PREFIX + mine: [json.dumps(facts).encode()]})
+    # A rival who has read it may have removed it before it is on disk; then `check_owner` tells.
+    with suppress(FileNotFoundError):
+        store.write({OWNER_PREFIX + mine: [json.dumps(facts).encode()]})
     # A smaller one of the same number may be of a rival that has still to read that it lost.
     for token in tokens:
         store.remove(OWNER_PREFIX + token)

@@ -20,7 +20,7 @@ MIN_EXCESS_SECONDS = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class RankTimes:
-    """What one rank did in a step without waiting for the others."""
+    """What one rank did in a step, without waiting for others but in the passes of ZeRO 3."""
 
     data_seconds: float
     """Waiting for its loader."""

@@ -26,6 +26,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
+import pipeline.training.lean_deepspeed  # noqa: F401, I001 - without MLflow, so before the others
 from pipeline.training.engine import EngineState, StateBytes, open_moments, storage_bytes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

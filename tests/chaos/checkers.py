@@ -1,6 +1,6 @@
 """From a history to the invariants that it must keep; each raises AssertionError where it does not.
 
-Their names and numbers are those of reliability engineering's usual list: I1 the loss curve, I3 the
+They are numbered: I1 the loss curve, I3 the
 ledger of samples, I4 the bound on lost steps, I5 the verdict, I7 the pointer.
 """
 

@@ -116,14 +116,14 @@ class History:
     def recovery_seconds(self) -> list[float]:
         """From each fault that ended an attempt to the first step that the next one took."""
         found = []
-        for line in self.fired:
-            train = [e for e in self.events if e.kind == "train"]
-            next_steps = [e for e in train if e.attempt == line["attempt"] + 1]
-            failed = self.endings[line["attempt"] - 1].error is not None
-            if failed and next_steps:
+        train = [e for e in self.events if e.kind == "train"]
+        # The last one of an attempt is what ended it.
+        struck = {line["attempt"]: line["monotonic_seconds"] for line in self.fired}
+        for number, moment in struck.items():
+            next_steps = [e for e in train if e.attempt == number + 1]
+            if self.endings[number - 1].error is not None and next_steps:
                 offset = self.endings[0].ended_unix_seconds - self.endings[0].ended_seconds
-                struck = line["monotonic_seconds"] + offset
-                found.append(next_steps[0].time_unix_seconds - struck)
+                found.append(next_steps[0].time_unix_seconds - offset - moment)
         return found
 
     @property

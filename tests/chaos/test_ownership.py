@@ -38,21 +38,24 @@ def owner_of(run_dir: Path) -> Iterator[int]:
     reads, gives = os.pipe()
     owner = os.fork()
     if owner == 0:
-        asked = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: asked.set())
-        with alone_in(run_dir) as ownership:
-            os.write(gives, b"1")
-            while not asked.wait(0.1):
-                pass
-            os._exit(LOST if ownership.is_lost() else 0)
+        try:
+            asked = threading.Event()
+            signal.signal(signal.SIGTERM, lambda *_: asked.set())
+            with alone_in(run_dir) as ownership:
+                os.write(gives, b"1")
+                while not asked.wait(0.1):
+                    pass
+                os._exit(LOST if ownership.is_lost() else 0)
+        finally:
+            os._exit(1)
+    os.close(gives)
     try:
-        os.read(reads, 1)
+        assert os.read(reads, 1), "the owner could not begin"
         yield owner
     finally:
         os.kill(owner, signal.SIGKILL)
         os.waitpid(owner, 0)
         os.close(reads)
-        os.close(gives)
 
 
 def test_a_second_run_is_refused_and_a_dead_owner_replaced(chaos: Chaos, golden: Golden) -> None:
@@ -144,8 +147,4 @@ def contents(run_dir: Path) -> dict[str, bytes]:
         *run_dir.glob("events.jsonl"),
         *run_dir.glob("checkpoints/**/*"),
     ]
-    return {
-        str(path.relative_to(run_dir)): path.read_bytes()
-        for path in paths
-        if path.is_file() and not path.name.startswith("rank-")
-    }
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in paths if path.is_file()}

@@ -83,6 +83,7 @@ def test_a_kill_for_lack_of_memory_is_told_by_the_kernels_count(run_dir: Path) -
     # As a rank has noted that began before the last of them.
     path = run_dir / "rank-1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"oom_kills": before - 1}))
+    assert "out of memory" not in str(first_failure(run_dir, {1: "signal SIGSEGV"}))
     told = str(first_failure(run_dir, {1: "signal SIGKILL"}))
     assert "failed with signal SIGKILL, out of memory (OOM): the kernel of this host" in told
     assert "killed 1 process(es)" in told

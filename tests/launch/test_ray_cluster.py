@@ -1,11 +1,14 @@
 """Ranks as Ray Train workers: on what device, and what each reserves."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from launch.ray_cluster import Growth
 from launch.ray_nodes import (
     Node,
+    Room,
     choose_accelerator,
     files_to_see,
     legal_sizes,
@@ -71,14 +74,15 @@ def test_the_smallest_size_is_at_most_the_largest() -> None:
 
 
 def test_a_request_of_an_attempt_that_was_lost_does_not_stop_the_next(tmp_path: Path) -> None:
-    stop = StopRequest(print)
-    with stop.reaching(tmp_path):
+    room = Room(run_dir=tmp_path, sizes=[1, 2], needs={"CPU": 1.0}, accelerator="cpu")
+    growth = Growth(room, 1, StopRequest(print))
+    with growth.alone_asking():
         (tmp_path / STOP_FILE).touch()
-        stop.repeat(tmp_path)
-        assert not (tmp_path / STOP_FILE).exists()
-        stop.make()
-        stop.repeat(tmp_path)
-        assert (tmp_path / STOP_FILE).exists(), "the user's request was lost"
+    assert (tmp_path / STOP_FILE).exists(), "a request that somebody else made was dropped"
+    growth.is_asked = True
+    with suppress(LaunchError), growth.alone_asking():
+        raise LaunchError("a rank was lost")
+    assert not (tmp_path / STOP_FILE).exists()
 
 
 def test_what_ranks_need_to_see_is_named(tmp_path: Path, tiny_run: Path) -> None:
