@@ -121,8 +121,6 @@ class Checkpointer:
         is_periodic = policy.every_steps is not None or policy.every_seconds is not None
         # Else one at a stop and one at the end.
         num_most = policy.keep + 1 if is_periodic else 2
-        if policy.every_steps is not None and policy.every_seconds is None:
-            num_most = min(num_most, self._run.train.total_steps // policy.every_steps + 1)
         self._on_first(lambda: check_space(self._store, self._checkpoint_bytes, num_most))
 
     def advance(
