@@ -15,6 +15,9 @@ from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 import torch
+
+# isort: off
+import pipeline.training.lean_deepspeed  # noqa: F401 - without MLflow, so before the others
 from deepspeed import zero
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -25,8 +28,8 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
+# isort: on
 
-import pipeline.training.lean_deepspeed  # noqa: F401, I001 - without MLflow, so before the others
 from pipeline.training.engine import EngineState, StateBytes, open_moments, storage_bytes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

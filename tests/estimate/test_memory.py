@@ -49,7 +49,16 @@ def measure_peak(ranks: RankContext, run: RunConfig) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "stage"), [("gpt", 3)])
+@pytest.mark.parametrize(
+    ("family", "stage"),
+    [
+        ("gpt", 3),
+        pytest.param(
+            "lstm_attention", 1,
+            marks=pytest.mark.xfail(reason="10.5% too high once, see docs/estimate.md"),
+        ),
+    ],
+)  # fmt: skip
 def test_the_sum_is_within_a_tenth_of_a_ranks_peak(family: str, stage: int) -> None:
     run = run_of(family, stage, global_batch_tokens=64)
     pool = RankPool(1)  # a process that held another engine keeps its blocks
