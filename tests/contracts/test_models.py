@@ -165,21 +165,16 @@ def test_documents_kept_apart_do_not_see_each_other(family: str, arm: dict[str, 
 
 
 @distinct_arms
-def test_documents_kept_apart_are_learnt_by_every_parameter(
+def test_documents_kept_apart_give_every_parameter_a_gradient(
     family: str, arm: dict[str, Any]
 ) -> None:
-    model = make(family, DOCUMENTS_APART, **{**arm, "width": 32})
+    model = make(family, DOCUMENTS_APART, **arm)
     tokens = random_tokens(2, TOKENS + 1, vocab_size=END - 1)
     tokens[:, [4, 8]] = END
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for _ in range(num_steps(arm)):
-        loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.1 * math.log(VOCAB)
-    assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []
+    model(tokens[:, :-1], tokens[:, 1:]).mean().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @distinct_arms
