@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
-STEPS = 400
+STEPS = 200
 """Enough for the model to do better than the frequencies of the tokens, which the study checks."""
 
 
@@ -119,10 +119,10 @@ def test_doctor_finds_the_nodes_behind_either_address(
 
 
 def test_a_submitted_study_leaves_results_report_and_mlflow_behind(
-    cluster: Cluster, tiny_run: Path, migrated_store: Path, tmp_path: Path
+    cluster: Cluster, migrated_store: Path, tmp_path: Path
 ) -> None:
     shutil.copy(migrated_store, tmp_path / "mlflow.db")
-    study = write_study(tiny_run, tmp_path)
+    study = write_study(tmp_path)
     command = [BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", "."]
     command += ["--", "python", "-m", "launch", "study", study]
     job = subprocess.run(
@@ -140,18 +140,23 @@ def test_a_submitted_study_leaves_results_report_and_mlflow_behind(
     check_tracking(tmp_path / "mlflow.db")
 
 
-def write_study(tiny_run: Path, output_dir: Path) -> Path:
+def write_study(output_dir: Path) -> Path:
     """One cell on one rank: two ranks and two families under Ray are shown by other tests."""
-    run = yaml.safe_load(tiny_run.read_text())
-    train = run["train"] | {
-        "total_tokens": STEPS * run["train"]["global_batch_tokens"],
-        "optimizer": {"learning_rate": 0.02},
-    }
     study = {
         "name": "submitted",
         "output_dir": str(output_dir),
-        "base": {"data": run["data"], "train": train, "eval": run["eval"]},
-        "families": {"gpt": {"model": run["model"]}},
+        "base": {
+            "data": {"tokenizer": {"vocab_size": 300}},
+            "train": {
+                "sequence_tokens": 32,
+                "micro_batch_samples": 8,
+                "global_batch_tokens": 256,
+                "total_tokens": STEPS * 256,
+                "optimizer": {"learning_rate": 0.02},
+            },
+            "eval": {"every_steps": None, "max_tokens": 4096},
+        },
+        "families": {"gpt": {"model": {"family": "gpt", "width": 32, "depth": 1, "heads": 2}}},
         "cluster": {"num_workers": 1},
     }
     path = output_dir / "study.yaml"
