@@ -100,7 +100,7 @@ def config_of(family: str, **fields: Any) -> Any:
 
 def num_steps(arm: dict[str, Any]) -> int:
     """Give the steps in which a batch is learnt; a plain stack is slower."""
-    return 120 if arm.get("backbone") == "vanilla" else 60
+    return 80 if arm.get("backbone") == "vanilla" else 35
 
 
 def random_tokens(num_samples: int, num_tokens: int = TOKENS, vocab_size: int = VOCAB) -> Tensor:
@@ -223,7 +223,7 @@ def test_initial_loss_is_the_log_of_the_vocabulary_at_every_width(
 def test_one_repeated_batch_is_learnt(family: str, arm: dict[str, Any]) -> None:
     model = make(family, **{**arm, "width": 32})
     tokens = random_tokens(2, TOKENS + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     for _ in range(num_steps(arm)):
         loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
         optimizer.zero_grad()
