@@ -55,7 +55,7 @@ def weigh(rule: Rule, value: np.ndarray, error: np.ndarray, degrees: np.ndarray)
         return np.asarray(stats.t.cdf((value - bound) / scale, degrees))
 
     def side(p: np.ndarray) -> np.ndarray:
-        return np.minimum(1.0, 2 * p)
+        return np.asarray(np.minimum(1.0, 2 * p))
 
     centre = rule.threshold
     if rule.margin is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from pipeline.study.fits import CONFIDENCE, Estimate
+from pipeline.study.fits import CONFIDENCE, Estimate, fit_power_law
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +88,25 @@ def effect_of_draws(
         return Effect(value=value, standard_error=None, degrees=0, num=num_units)
     error = float(np.std(kept, ddof=1)) * (num_units / degrees) ** 0.5
     return Effect(value=value, standard_error=error, degrees=degrees, num=num_units)
+
+
+def effect_of_slopes(
+    x: Sequence[float],
+    rounds: Sequence[Sequence[float]],
+    reference: Sequence[Sequence[float]] | None = None,
+) -> Effect:
+    """Give an exponent over interleaved rounds, or its difference from that of a reference.
+
+    Args:
+        x: Positive abscissae: sequence lengths, contexts.
+        rounds: For each round one positive ordinate per abscissa.
+        reference: The same rounds of the other arm; the load of a round cancels in the pair.
+
+    Raises:
+        ValueError: The arms have other numbers of rounds, or as `fit_power_law`.
+    """
+    slopes = [fit_power_law(x, y).slope.value for y in rounds]
+    if reference is not None:
+        others = [fit_power_law(x, y).slope.value for y in reference]
+        slopes = [own - other for own, other in zip(slopes, others, strict=True)]
+    return effect_of_samples(slopes)

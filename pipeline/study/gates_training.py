@@ -81,17 +81,16 @@ def _matched(gate: GateConfig, case: Case) -> Finding:
 
 
 def _equal_tokens(gate: GateConfig, case: Case) -> Finding:
+    unknown = tuple(run.run for run in case.runs if run.training.tokens is None)
+    if unknown:
+        return Finding(text="needs the tokens of every run; not recorded", runs=unknown)
     for runs in case.by_match().values():
-        budgets = group(runs, lambda run: run.arm)
         tried = {
-            arm: tuple(sorted({r.training.tokens or 0 for r in own}))
-            for arm, own in budgets.items()
+            arm: sorted({run.training.tokens or 0 for run in own})
+            for arm, own in group(runs, lambda run: run.arm).items()
         }
-        unknown = [run.run for run in runs if run.training.tokens is None]
-        if unknown:
-            return Finding(text="needs the tokens of every run; not recorded", runs=tuple(unknown))
-        if len(set(tried.values())) > 1:
-            got = ", ".join(f"{arm} {list(tokens)}" for arm, tokens in tried.items())
+        if len({tuple(tokens) for tokens in tried.values()}) > 1:
+            got = ", ".join(f"{arm} {tokens}" for arm, tokens in tried.items())
             return Finding(text=f"needs equal tokens; got {got}", runs=tuple(r.run for r in runs))
     return Finding()
 

@@ -26,7 +26,7 @@ class IsoFlopCurve:
     coefficients: tuple[float, float, float]
     """Of the square of ln N, of ln N, and the constant."""
     optimum_parameters: float | None
-    """Size at the minimum; None where it lies outside the measured sizes or the curve bends down."""
+    """Size at the minimum; None where that is not inside the measured ones."""
     runs: tuple[str, ...]
 
 

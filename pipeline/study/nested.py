@@ -121,35 +121,41 @@ def nested_terms(name: str, pair: Pair) -> tuple[Terms, np.ndarray]:
 
 
 def _fit_models(pair: Pair) -> tuple[dict[str, NestedModel], dict[str, np.ndarray]]:
+    held_out = _measure_held_out(pair)
+    thetas = _fit_thetas(pair)
+    models = {}
+    for name, theta_P in thetas.items():
+        clouds = clouds_of(name, theta_P[None], pair)
+        laws = {label: law_of(cloud_SP[0]) for label, cloud_SP in clouds.items()}
+        described = _describe(name, pair, theta_P, laws)
+        models[name] = replace(described, held_out_error=held_out.get(name))
+    return models, thetas
+
+
+def _fit_thetas(pair: Pair) -> dict[str, np.ndarray]:
+    """Fit each model from the common law, from the families' own laws, and from their middle.
+
+    The common law alone is no start: where families differ it may have no floor left, and a term
+    without a share has no gradient.
+    """
     centre = log_centre(pair.points)
     common, own, other = (
         shift(theta_of(fit_scaling(points).law), centre, -1)
         for points in (pair.points, pair.points_of(pair.family), pair.points_of(pair.reference))
     )
-    held_out = _measure_held_out(pair)
-    models, thetas = {}, {}
-    for name in FREE:
-        free = list(FREE[name])
-        # From the common law, from the families' own laws, and from the middle of these.
+    thetas = {}
+    for name, indices in FREE.items():
+        free = list(indices)
         starts = [
             np.concatenate([common, np.zeros(len(free))]),
             np.concatenate([other, (own - other)[free]]),
             np.concatenate([(own + other) / 2, np.zeros(len(free))]),
         ]
-        thetas[name] = theta_P = _fit(name, pair, starts)
-        clouds = clouds_of(name, theta_P[None], pair)
-        models[name] = _describe(
-            name, pair, theta_P, {label: law_of(c[0]) for label, c in clouds.items()}
-        )
-        models[name] = replace(models[name], held_out_error=held_out.get(name))
-    return models, thetas
-
-
-def _fit(name: str, pair: Pair, starts: Sequence[np.ndarray]) -> np.ndarray:
-    terms, log_loss_N = nested_terms(name, pair)
-    near = solve(terms, log_loss_N[None], np.stack(starts))
-    found = [polish(terms, log_loss_N, theta_P) for theta_P in near.theta_SP]
-    return min(found, key=lambda p: p.objective).theta_P
+        terms, log_loss_N = nested_terms(name, pair)
+        near = solve(terms, log_loss_N[None], np.stack(starts))
+        found = [polish(terms, log_loss_N, theta_P) for theta_P in near.theta_SP]
+        thetas[name] = min(found, key=lambda p: p.objective).theta_P
+    return thetas
 
 
 def _describe(
@@ -197,11 +203,8 @@ def _measure_held_out(pair: Pair) -> dict[str, float]:
     rest = replace(pair, points=[p for p in pair.points if p not in held])
     if min(len({p.num_parameters for p in rest.points_of(label)}) for label in pair.labels) < 3:
         return {}
-    centre = log_centre(rest.points)
-    start = shift(theta_of(fit_scaling(rest.points).law), centre, -1)
     errors = {}
-    for name in FREE:
-        theta_P = _fit(name, rest, [np.concatenate([start, np.zeros(len(FREE[name]))])])
+    for name, theta_P in _fit_thetas(rest).items():
         laws = {label: law_of(c[0]) for label, c in clouds_of(name, theta_P[None], rest).items()}
         missed = [abs(laws[p.family].predict(p.num_parameters, p.tokens) - p.loss) for p in held]
         errors[name] = float(np.mean(missed))
@@ -233,4 +236,9 @@ def _quantity(name: str, cloud_SP: np.ndarray) -> np.ndarray:
     alpha_S, beta_S = cloud_SP[:, 3], cloud_SP[:, 4]
     if name == "compute_exponent":
         return np.asarray(alpha_S * beta_S / (alpha_S + beta_S))
-    return {"alpha": alpha_S, "beta": beta_S, "floor": np.exp(cloud_SP[:, 2])}[name]
+    columns: dict[str, np.ndarray] = {
+        "alpha": alpha_S,
+        "beta": beta_S,
+        "floor": np.exp(cloud_SP[:, 2]),
+    }
+    return columns[name]

@@ -15,7 +15,7 @@ EXPONENTS = np.geomspace(0.02, 4.0, 400)
 """Trial exponents, 1.3% apart; a parabola through the best three gives the rest."""
 
 TOLERANCE_FRACTION = 0.01
-"""Loss that a shortened context may cost and still count as enough. Source: Khandelwal et al. 2018."""
+"""Share of the loss that a shorter context may cost. Source: Khandelwal et al. 2018."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +114,8 @@ def measure_late_slope(loss_DT: np.ndarray) -> Effect:
 
 def compare_late_slopes(own_KDT: np.ndarray, other_KDT: np.ndarray, is_paired: bool) -> Effect:
     """Give the difference of the late slopes of two families over seeds and documents."""
-    own_KD, other_KD = (
-        np.stack([late_slopes(loss_DT) for loss_DT in k]) for k in (own_KDT, other_KDT)
-    )
+    own_KD = np.stack([late_slopes(loss_DT) for loss_DT in own_KDT])
+    other_KD = np.stack([late_slopes(loss_DT) for loss_DT in other_KDT])
     return bootstrap_seeds(own_KD, other_KD, np.ones(own_KD.shape[1]), is_paired)
 
 

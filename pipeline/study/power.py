@@ -1,6 +1,6 @@
 """From a design and a true effect to how often its study supports, refutes or leaves it open.
 
-Studies are simulated and decided by the rule of the verdicts, so that the power that a grid promises
+Studies are simulated and decided by the rule of the verdicts, so that the power promised for a grid
 is the power that its verdict has. Shapes: S studies, R draws of each, N points.
 """
 
@@ -70,8 +70,8 @@ def simulate_seeds(
     """Give the power of a difference of means between two arms of seeds.
 
     Args:
-        rule: Its threshold in seed deviations; a margin likewise, as a multiple of the deviation that
-            each study measures itself.
+        rule: Its threshold in seed deviations; a margin likewise, as a multiple of the deviation
+            that each study measures itself.
         num_seeds: Of each arm.
         effects_in_deviations: True differences, in deviations between seeds.
         level: Of the verdict: 0.05, or less where Holm corrects for other claims.

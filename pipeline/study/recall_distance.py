@@ -54,8 +54,11 @@ def fit_reach(
     starts = [
         (top, middle, 0.5) for top in (0.0, 4.0) for middle in np.quantile(x_N, (0.2, 0.8, 1.0))
     ]
+    # An accuracy that does not fall puts the middle at a bound and the steepness anywhere.
+    bounds = [(-10, 10), (float(x_N.min()) - 3, float(x_N.max()) + 3), (-3, 4)]
+    options = {"maxiter": 2000}
     found = [
-        optimize.minimize(misfit, start, method="Nelder-Mead", options={"maxiter": 2000})
+        optimize.minimize(misfit, start, method="Nelder-Mead", bounds=bounds, options=options)
         for start in starts
     ]
     best = min(found, key=lambda result: float(result.fun))

@@ -1,7 +1,8 @@
 """From losses by seed and document to differences of families, by resampling both at once.
 
 All seeds and families are scored on the same documents, so documents and seeds are crossed: each
-draw takes seeds and documents with replacement, once each. Source: Owen 2007, Ann. Appl. Stat. 1, 386.
+draw takes seeds and documents with replacement, once each.
+Source: Owen 2007, Ann. Appl. Stat. 1, 386.
 Shapes: K seeds, D documents, S draws.
 """
 

@@ -1,4 +1,4 @@
-"""From samples of a few seeds to exact p values, pooled deviations and corrected families of tests."""
+"""From samples of a few seeds to exact p values, pooled deviations and corrected p values."""
 
 import itertools
 import math
@@ -57,7 +57,7 @@ def _check_size(smallest: int, num_assignments: int) -> None:
         raise ValueError("a permutation test needs at least one sample on each side")
     if num_assignments > MAX_ASSIGNMENTS:
         raise ValueError(
-            f"{num_assignments} assignments are more than {MAX_ASSIGNMENTS}; with this many samples "
+            f"{num_assignments} assignments are more than {MAX_ASSIGNMENTS}; with so many samples "
             "Welch's interval serves"
         )
 

@@ -35,12 +35,16 @@ class TrunkDraws:
 
 
 def count_trunks(
-    points: Sequence[ScalingPoint], num_draws: int, generator: np.random.Generator
+    points: Sequence[ScalingPoint],
+    num_draws: int,
+    generator: np.random.Generator,
+    is_by_size: bool = True,
 ) -> TrunkDraws:
-    """Draw whole trunks within each family and size."""
+    """Draw whole trunks within each family and size, or within each family alone."""
     strata: dict[tuple[str, float], list[str]] = {}
     for point in points:
-        stratum = strata.setdefault((point.family, point.num_parameters), [])
+        size = point.num_parameters if is_by_size else 0.0
+        stratum = strata.setdefault((point.family, size), [])
         if point.trunk not in stratum:
             stratum.append(point.trunk)
     counts: dict[tuple[str, float, str], np.ndarray] = {}
@@ -48,7 +52,7 @@ def count_trunks(
         share = np.full(len(trunks), 1 / len(trunks))
         drawn = generator.multinomial(len(trunks), share, size=num_draws)
         counts |= {(family, size, trunk): drawn[:, i] for i, trunk in enumerate(trunks)}
-    keys = [(p.family, p.num_parameters, p.trunk) for p in points]
+    keys = [(p.family, p.num_parameters if is_by_size else 0.0, p.trunk) for p in points]
     return TrunkDraws(
         weight_SN=np.stack([counts[key] for key in keys], axis=1).astype(float),
         num_trunks=len(counts),
@@ -57,7 +61,11 @@ def count_trunks(
 
 
 def bootstrap_scaling(
-    points: Sequence[ScalingPoint], fit: ScalingFit, num_draws: int = NUM_DRAWS, seed: int = 0
+    points: Sequence[ScalingPoint],
+    fit: ScalingFit,
+    num_draws: int = NUM_DRAWS,
+    seed: int = 0,
+    is_by_size: bool = True,
 ) -> np.ndarray:
     """Refit the law to resampled trunks, from the law itself as start.
 
@@ -66,13 +74,15 @@ def bootstrap_scaling(
         fit: Their fit.
         num_draws: S.
         seed: Of the draws.
+        is_by_size: Whether trunks are exchanged within their size alone; false where nearly every
+            run has a size of its own.
 
     Returns:
         [S, P], in the order of `NAMES`: the joint cloud, A and alpha or E and alpha in one row.
     """
     terms, log_loss_N = design(points)
     centre = log_centre(points)
-    weight_SN = count_trunks(points, num_draws, np.random.default_rng(seed)).weight_SN
+    weight_SN = count_trunks(points, num_draws, np.random.default_rng(seed), is_by_size).weight_SN
     start_P = shift(theta_of(fit.law), centre, -1)
     solution = solve(terms, log_loss_N[None], np.tile(start_P, (num_draws, 1)), weight_SN)
     return shift(solution.theta_SP, centre, 1)
