@@ -22,7 +22,7 @@ from pipeline.study.scaling import (
     shift,
     theta_of,
 )
-from pipeline.study.trunks import NUM_DRAWS, count_trunks
+from pipeline.study.trunks import NUM_DRAWS, constants_of, count_trunks
 
 FREE: Mapping[str, tuple[int, ...]] = {
     "M0": (),
@@ -31,6 +31,14 @@ FREE: Mapping[str, tuple[int, ...]] = {
     "M3": (0, 1, 3, 4, 2),
 }
 """Model to the parameters that the second family has of its own, by their index in `NAMES`."""
+
+SOURCES = {
+    "alpha": ("M2", "alpha"),
+    "beta": ("M2", "beta"),
+    "compute_exponent": ("M2", "compute_exponent"),
+    "floor": ("M3", "E"),
+}
+"""Difference to the model that it is taken from and the constant that differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,29 +224,12 @@ def _differences(
 ) -> dict[str, Effect]:
     counted = count_trunks(pair.points, 1, np.random.default_rng(0))
     effects = {}
-    for name, model in (
-        ("alpha", "M2"),
-        ("beta", "M2"),
-        ("compute_exponent", "M2"),
-        ("floor", "M3"),
-    ):
-        own, other = (_quantity(name, draws[model][label]) for label in pair.labels)
+    for name, (model, key) in SOURCES.items():
+        own, other = (constants_of(draws[model][label])[key] for label in pair.labels)
         first, second = (
-            _quantity(name, theta_of(models[model].laws[label])[None])[0] for label in pair.labels
+            constants_of(theta_of(models[model].laws[label])[None])[key][0] for label in pair.labels
         )
         effects[name] = effect_of_draws(
             float(first - second), own - other, counted.num_trunks, counted.num_strata
         )
     return effects
-
-
-def _quantity(name: str, cloud_SP: np.ndarray) -> np.ndarray:
-    alpha_S, beta_S = cloud_SP[:, 3], cloud_SP[:, 4]
-    if name == "compute_exponent":
-        return np.asarray(alpha_S * beta_S / (alpha_S + beta_S))
-    columns: dict[str, np.ndarray] = {
-        "alpha": alpha_S,
-        "beta": beta_S,
-        "floor": np.exp(cloud_SP[:, 2]),
-    }
-    return columns[name]

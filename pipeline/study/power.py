@@ -13,7 +13,7 @@ from pipeline.study.decision import Rule, weigh
 from pipeline.study.huber import Terms, evaluate, solve
 from pipeline.study.nested import Pair, clouds_of, nested_terms
 from pipeline.study.scaling import ScalingLaw, ScalingPoint, log_centre, shift, theta_of
-from pipeline.study.trunks import count_trunks
+from pipeline.study.trunks import constants_of, count_trunks
 
 NUM_STUDIES = 2000
 FIT_STEPS = 25
@@ -206,11 +206,8 @@ def _noise(
 
 def _difference(theta_SP: np.ndarray, pair: Pair) -> np.ndarray:
     clouds = clouds_of("M2", theta_SP, pair)
-    exponents = [
-        cloud[:, 3] * cloud[:, 4] / (cloud[:, 3] + cloud[:, 4])
-        for cloud in (clouds[pair.family], clouds[pair.reference])
-    ]
-    return np.asarray(exponents[0] - exponents[1])
+    own, other = (constants_of(clouds[label])["compute_exponent"] for label in pair.labels)
+    return np.asarray(own - other)
 
 
 def _spread(

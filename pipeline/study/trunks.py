@@ -97,14 +97,26 @@ def interval_of(value: float, draws: np.ndarray, num_units: int) -> Estimate:
 
 def summarize_draws(fit: ScalingFit, draws_SP: np.ndarray, num_trunks: int) -> dict[str, Estimate]:
     """Give E, A, B, alpha, beta and the compute exponent, each with its percentile interval."""
-    law = fit.law
-    alpha_S, beta_S = draws_SP[:, 3], draws_SP[:, 4]
-    columns = {
-        "E": (law.floor, np.exp(draws_SP[:, 2])),
-        "A": (law.a, np.exp(draws_SP[:, 0])),
-        "B": (law.b, np.exp(draws_SP[:, 1])),
-        "alpha": (law.alpha, alpha_S),
-        "beta": (law.beta, beta_S),
-        "compute_exponent": (law.compute_exponent, alpha_S * beta_S / (alpha_S + beta_S)),
+    values, columns = constants_of(theta_of(fit.law)[None]), constants_of(draws_SP)
+    return {
+        name: interval_of(float(values[name][0]), draws_S, num_trunks)
+        for name, draws_S in columns.items()
     }
-    return {name: interval_of(v, draws, num_trunks) for name, (v, draws) in columns.items()}
+
+
+def standard_errors(draws_SP: np.ndarray) -> dict[str, float]:
+    """Give the standard error of each constant: the deviation of its draws."""
+    return {name: float(np.std(v, ddof=1)) for name, v in constants_of(draws_SP).items()}
+
+
+def constants_of(theta_SP: np.ndarray) -> dict[str, np.ndarray]:
+    """Give the constants of a cloud of parameters by the names that people use, [S] each."""
+    alpha_S, beta_S = theta_SP[:, 3], theta_SP[:, 4]
+    return {
+        "E": np.exp(theta_SP[:, 2]),
+        "A": np.exp(theta_SP[:, 0]),
+        "B": np.exp(theta_SP[:, 1]),
+        "alpha": alpha_S,
+        "beta": beta_S,
+        "compute_exponent": alpha_S * beta_S / (alpha_S + beta_S),
+    }

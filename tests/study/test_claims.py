@@ -297,7 +297,9 @@ def test_a_second_corpus_has_to_show_the_effect_too() -> None:
     evidence = whole(2)
     first = next(m for m in evidence.measurements if m.statistic == LATE)
     runs = [evidence.runs[name] for name in first.runs]
-X    both = replace(evidence, measurements=[*evidence.measurements, flat])
+    none = Effect(value=0.0, standard_error=0.2, degrees=8, num=5)
+    flat = replace(measure(LATE, none, runs), setting="books")
+    both = replace(evidence, measurements=[*evidence.measurements, flat])
     assert judge(FILE, CLAIM[2], both).outcome == "not_decided"
 
 
