@@ -3,11 +3,13 @@
 import csv
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.study.claims import judge
 from pipeline.study.decision import Rule
 from pipeline.study.gain import choose_losses, measure_gain, summarize_gains
 from pipeline.study.huber import sum_huber
@@ -24,6 +26,7 @@ from pipeline.study.scaling import (
     profile_floor,
 )
 from pipeline.study.trunks import bootstrap_scaling, count_trunks, standard_errors, summarize_draws
+from tests.study.evidence_cases import claims, evidence_for
 
 REFIT = ScalingLaw(
     floor=math.exp(0.59711196),
@@ -144,6 +147,20 @@ def test_shifted_constants_alone_are_the_null_of_equal_exponents(shifted: Nested
     assert set(shifted.runs) == {p.run for p in SHIFTED_POINTS}
 
 
+def outcome_of(found: NestedComparison) -> str:
+    """Judge claim 5, whose statistic is the Transformer's exponent less the LSTM's."""
+    effect = found.differences["compute_exponent"]
+    evidence = evidence_for({"compute_exponent_difference": replace(effect, value=-effect.value)})
+    (claim,) = (c for c in claims().claims if c.number == 5)
+    return judge(claims(), claim, evidence).outcome
+
+
+def test_a_noisy_grid_of_equal_exponents_decides_nothing() -> None:
+    noisy = replace(GRID, trunk_deviation=0.05, branch_deviation=0.02)
+    points = plant_points(noisy, {"lstm": SHIFTED, "gpt": FIRST}, seed=6)
+    assert outcome_of(compare_families(points, "lstm", "gpt", num_draws=200)) == "not_decided"
+
+
 def assert_found(found: NestedComparison, other: ScalingLaw, chosen: str) -> None:
     assert found.chosen == chosen
     objectives = [found.models[name].objective for name in ("M0", "M1", "M2", "M3")]
@@ -158,6 +175,8 @@ def assert_found(found: NestedComparison, other: ScalingLaw, chosen: str) -> Non
         assert interval.half_width is not None
         # Twice the 95% half-width; how often the interval itself covers is simulated below.
         assert abs(interval.value - truth) < 2 * interval.half_width, name
+    # Claim 5 as planted: equal exponents refute it, a flatter law of the LSTM supports it.
+    assert outcome_of(found) == ("supported" if chosen == "M2" else "refuted")
     held_out = found.models[chosen].held_out_error
     assert held_out is not None
     # 0.3% of a loss near 2 nats, and what the fit extrapolates.
