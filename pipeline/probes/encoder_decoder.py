@@ -19,7 +19,7 @@ from pipeline.probes.arms import share_out
 from pipeline.probes.bahdanau import EncoderDecoder
 from pipeline.probes.context import ProbeContext
 from pipeline.probes.settings import EncoderDecoderParams
-from pipeline.probes.synthetic_task import describe_fit, score_trials
+from pipeline.probes.synthetic_task import describe_fit, score_trials, score_unseen
 from pipeline.probes.task_base import Examples
 from pipeline.probes.task_memory import CopyString
 from pipeline.probes.task_training import Score, fit_task
@@ -90,15 +90,15 @@ def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, 
         model.initialize(torch.Generator().manual_seed(seed))
         learner = TranslationLearner(model.to(context.ranks.device), context.ranks.device)
         fit = fit_task(learner, task, params, rate, seed)
+        trials = list(score_trials(learner, task, params))
         first = {
-            "kind": "training", **describe_fit(fit, params),
+            "kind": "training", **describe_fit(fit, params), **score_unseen(trials, task),
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "chance_accuracy": task.chance_accuracy,
         }  # fmt: skip
         curve = [{"kind": "curve", "step": p.step, **p.score.columns} for p in fit.points]
         columns = {"task": name, "label": label, "learning_rate": rate, "seed": seed}
-        rows = [first, *curve, *score_trials(learner, task, params)]
-        return [{**columns, **row} for row in rows]
+        return [{**columns, **row} for row in (first, *curve, *trials)]
 
     jobs = list(itertools.product(LABELS, params.learning_rates, params.seeds))
     return share_out(jobs, context.ranks, measure)

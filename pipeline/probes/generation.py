@@ -1,7 +1,9 @@
 """What a next token costs, in time and in state, as the text before it grows.
 
-Weights are fresh: neither depends on them. Models and contexts take turns, each round in the
-reverse order of the one before, and a round times some tokens one after the other, on rank 0.
+Weights are fresh: neither depends on them. The time of a token includes that of copying what is
+kept into tensors that hold one token more, which a server that sets memory aside would not do.
+Models and contexts take turns, each round in the reverse order of the one before, and a round times
+some tokens one after the other, on rank 0.
 """
 
 import itertools

@@ -2,7 +2,7 @@
 
 The embedded tokens of a sample are leaves, and one backward pass gives the gradient at all of them.
 All is computed in float64: in float32 a gradient that halves a step is 0 after 150 steps, and its
-logarithm is gone.
+logarithm is gone. The scan of minLSTM alone stays in float32.
 
 Shapes: `N` samples, `B` of a batch, `T` time, `D` model, `C` recurrent state.
 """

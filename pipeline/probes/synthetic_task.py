@@ -4,7 +4,7 @@ Every model, learning rate and seed is one training; the trainings are shared ou
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,9 @@ def run(runs: Mapping[str, RunConfig], context: ProbeContext) -> list[dict[str, 
     Returns:
         For each training one record of kind `training` (see `describe_fit`), one of kind `curve`
         for each test during it (`step`, `loss`, `accuracy`, `sequence_accuracy`), and one of kind
-        `trial` for each condition of the final test (`quantity`, `value`, and the same scores).
+        `trial` for each condition of the final test (`quantity`, `value`, and the same scores). A
+        task that is tested at lengths beyond its training has in the first record their mean as
+        `unseen_length_accuracy`, the length generalisation score of Deletang et al. 2023.
 
     Raises:
         ConfigError: The task is unknown, or its arguments or those of a model are illegal.
@@ -87,12 +89,15 @@ def _train(
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     learner = build_learner(model, task, training.seed)
     fit = fit_task(learner, task, params, training.learning_rate, training.seed)
-    first = {"kind": "training", "num_parameters": num_parameters, **describe_fit(fit, params)}
-    first["chance_accuracy"] = task.chance_accuracy
+    trials = list(score_trials(learner, task, params))
+    first = {
+        "kind": "training", "num_parameters": num_parameters, **describe_fit(fit, params),
+        "chance_accuracy": task.chance_accuracy, **score_unseen(trials, task),
+    }  # fmt: skip
     if task.baseline_loss is not None:
         first["baseline_loss"] = task.baseline_loss
     curve = [{"kind": "curve", "step": p.step, **p.score.columns} for p in fit.points]
-    return [first, *curve, *score_trials(learner, task, params)]
+    return [first, *curve, *trials]
 
 
 def fit_to_task(model: ModelConfig, task: Task) -> ModelConfig:
@@ -126,3 +131,13 @@ def score_trials(learner: Learner, task: Task, params: FitParams) -> Iterator[di
         yield {
             "kind": "trial", "quantity": trial.quantity, "value": trial.value, **score.columns
         }  # fmt: skip
+
+
+def score_unseen(trials: Iterable[Mapping[str, Any]], task: Task) -> dict[str, float]:
+    """Give the mean accuracy over the lengths of the test that are longer than any of training."""
+    unseen = [
+        trial["accuracy"]
+        for trial in trials
+        if trial["quantity"] == "length" and trial["value"] > task.train_lengths[1]
+    ]
+    return {"unseen_length_accuracy": sum(unseen) / len(unseen)} if unseen else {}

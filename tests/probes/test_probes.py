@@ -17,6 +17,7 @@ from pipeline.study.plan import plan_study
 from pipeline.tracking.store import ProbeResult, read_probe_result, read_verdict
 from pipeline.training.distributed import RankContext
 from tests.probes.cases import ARMS
+from tests.probes.cases import measure as measure_alone
 from tests.training.cases import MODELS, VOCAB_SIZE, small_run
 from tests.training.rank_pool import RankPool
 
@@ -48,7 +49,7 @@ def probe_rank(ranks: RankContext, run_dir: Path) -> str | None:
 
 
 def measure(
-    two_ranks: RankPool, tmp_path: Path, prepared_dir: Path, probe: str, params: Any
+    two_ranks: RankPool, tmp_path: Path, prepared_dir: Path | None, probe: str, params: Any
 ) -> ProbeResult:
     run_dir = write_probe(tmp_path / f"{probe}-w2", prepared_dir, probe, params)
     assert two_ranks.run(probe_rank, run_dir) == [None, None]
@@ -116,6 +117,33 @@ def test_model_state_meets_the_closed_form_and_falls_stage_by_stage(
             assert stage["gradient_bytes"] == pytest.approx(2 * formula.gradients, rel=0.2)
             expected = 2 * (formula.moments + formula.master_weights)
             assert stage["optimizer_bytes"] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.slow
+def test_ranks_share_trainings_and_give_what_one_rank_gives(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    params = {
+        "task": "parity", "learning_rates": [1e-3, 1e-2, 3e-2], "max_steps": 2,
+        "batch_samples": 4, "test_samples": 8,
+    }  # fmt: skip
+    result = measure(two_ranks, tmp_path, None, "synthetic_task", params)
+    runs = {family: small_run(family, 1) for family in MODELS}
+    alone = measure_alone("synthetic_task", params, runs)
+    assert len(alone) == 2 * 2 * 3
+    for records in (alone, result.records):
+        for record in records:
+            record.pop("cpu_seconds", None)
+    assert result.records == alone
+
+
+@pytest.mark.slow
+def test_one_rank_of_two_reads_the_text(
+    two_ranks: RankPool, tmp_path: Path, prepared_dir: Path
+) -> None:
+    params = {"sequence_tokens": 8, "num_samples": 6, "seeds": [0], "kept_tokens": [2]}
+    result = measure(two_ranks, tmp_path, prepared_dir, "shuffle", params)
+    assert {record["label"] for record in result.records} == {*MODELS, "unigram", "bigram"}
 
 
 @pytest.mark.slow
