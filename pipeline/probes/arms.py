@@ -17,7 +17,8 @@ from pipeline.models.base import LanguageModel
 from pipeline.models.documents import DocumentRule
 from pipeline.probes.context import ProbeContext
 from pipeline.probes.settings import TrainedParams, require_models
-from pipeline.training.checkpoint_files import list_checkpoints, load_state, verify_checkpoint
+from pipeline.training.checkpoint import open_store
+from pipeline.training.checkpoint_files import load_stored_state, sorted_names, verify_stored
 from pipeline.training.distributed import RankContext, gather_json
 
 Job = TypeVar("Job")
@@ -87,25 +88,29 @@ def load_arm(
             text.
     """
     run = read_run(run_dir)
-    found = list_checkpoints(run_dir)
-    if not found:
+    store = open_store(run_dir, run)
+    names = sorted_names(store.entries())
+    if not names:
         raise CheckpointError(
             f"{run_dir} holds no checkpoint; train first: python -m launch train {run_dir}"
         )
-    manifest = verify_checkpoint(found[0])
+    manifest = verify_stored(store, names[0])
     if manifest.config_hash != lineage_hash(run):
-        raise CheckpointError(f"{found[0]} was written by another config than {run_dir} holds now")
+        raise CheckpointError(
+            f"{names[0]} of {run_dir} was written by another config than its run.yaml holds now; "
+            "bring back the file that it was trained with"
+        )
     if shards is not None and manifest.data_fingerprint != shards.fingerprint:
         raise CheckpointError(
-            f"{found[0]} was trained on data {manifest.data_fingerprint}, the probe reads "
-            f"{shards.fingerprint}: measure it on its own text"
+            f"{names[0]} of {run_dir} was trained on data {manifest.data_fingerprint}, the probe "
+            f"reads {shards.fingerprint}: measure it on its own text"
         )
     rule = None
     if shards is not None:
         end_id, switches = shards.end_of_document_id, run.train.documents
         rule = DocumentRule(end_of_document_id=end_id, switches=switches)
     model = build_model(run.model, vocab_size, run.seed, rule)
-    tensors = load_state(found[0], manifest).parameters
+    tensors = load_stored_state(store, names[0], manifest).parameters
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])

@@ -1,7 +1,9 @@
 """Probes of trained models on text, against second computations of what they say."""
 
 import math
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from pipeline.probes.recall_loss import count_pairs, find_hits
 from pipeline.probes.settings import ShuffleParams
 from pipeline.probes.shuffle import change_order, count_floors
 from pipeline.probes.text import in_groups, read_samples
+from tests.inference.cases import rewrite_manifest
 from tests.probes.cases import ARMS, GPT, make_model, make_run, measure, measure_text, write_trained
 from tests.training.cases import VOCAB_SIZE, write_prepared
 
@@ -273,8 +276,42 @@ def test_what_is_missing_is_named(tmp_path: Path, text_dir: Path) -> None:
     long = {"sequence_tokens": 64, "num_samples": 4, "seeds": [0]}
     with pytest.raises(DataError, match="do not fit into the 200 validation tokens.* nearest: 1 "):
         measure("context_use", long, runs, tmp_path / "probe")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (
+            lambda run_dir: shutil.rmtree(run_dir / "checkpoints"),
+            "holds no checkpoint; train",
+        ),
+        (lambda run_dir: cut_weights(run_dir), "is damaged"),
+        (lambda run_dir: edit_run(run_dir, "heads: 2", "heads: 4"), "written by another config"),
+        (lambda run_dir: edit_checkpoint(run_dir), "was trained on data aaa, the probe reads fff"),
+    ],
+)
+def test_a_run_that_is_not_what_it_was_is_refused(
+    tmp_path: Path, text_dir: Path, harm: Callable[[Path], None], message: str
+) -> None:
     write_trained(tmp_path / "a", text_dir, GPT)
-    for path in (tmp_path / "a").rglob("*.safetensors"):
-        path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is damaged"):
-        measure("context_use", {**PARAMS, "trained": {"gpt": ["a"]}}, runs, tmp_path / "probe")
+    harm(tmp_path / "a")
+    params = {**PARAMS, "trained": {"gpt": ["a"]}}
+    with pytest.raises(CheckpointError, match=message):
+        measure("context_use", params, {"gpt": make_run(GPT, text_dir)}, tmp_path / "probe")
+
+
+def cut_weights(run_dir: Path) -> None:
+    paths = list(run_dir.rglob("*.safetensors"))
+    assert paths
+    paths[0].write_bytes(paths[0].read_bytes()[:-1])
+
+
+def edit_run(run_dir: Path, old: str, new: str) -> None:
+    text = (run_dir / "run.yaml").read_text()
+    assert old in text
+    (run_dir / "run.yaml").write_text(text.replace(old, new))
+
+
+def edit_checkpoint(run_dir: Path) -> None:
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    rewrite_manifest(checkpoint, data_fingerprint="aaa")
