@@ -27,6 +27,9 @@ from pipeline.training.engine import build_optimizer
 
 TRAINING, TEST = 1, 2
 """Tell the random streams of a seed apart."""
+TEST_LENGTHS = 8
+"""Largest number of lengths that the test of a training is spread over: examples of one length are
+computed at once, and a single length would hide what the others cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +172,7 @@ def fit_task(
         fused=False,
     )
     examples_rng = np.random.default_rng([seed, TRAINING])
-    test = task.draw_training(params.test_samples, np.random.default_rng([TEST]))
+    tests = draw_tests(task, params.test_samples)
     points: list[Point] = []
     num_tokens, cpu_seconds, is_finite = 0, 0.0, True
     for step in range(1, params.max_steps + 1):
@@ -181,7 +184,7 @@ def fit_task(
         num_tokens += examples.num_tokens
         if step % params.evaluate_every_steps and step < params.max_steps and is_finite:
             continue
-        points.append(Point(step=step, score=evaluate(learner, test)))
+        points.append(Point(step=step, score=evaluate(learner, *tests)))
         has_learned = points[-1].score.accuracy >= params.target_accuracy
         if not is_finite or (has_learned and not task.test_lengths):
             break
@@ -217,7 +220,20 @@ def take_step(
     return True
 
 
-def evaluate(learner: Learner, examples: Examples) -> Score:
-    """Score with the module set to evaluation."""
+def draw_tests(task: Task, num_samples: int) -> list[Examples]:
+    """Draw the examples that every training is tested on, spread over the training lengths."""
+    low, high = task.train_lengths
+    lengths = np.unique(np.linspace(low, high, TEST_LENGTHS).round().astype(np.int64)).tolist()
+    rng = np.random.default_rng([TEST])
+    return [task.draw(max(1, num_samples // len(lengths)), length, rng) for length in lengths]
+
+
+def evaluate(learner: Learner, *tests: Examples) -> Score:
+    """Score with the module set to evaluation; of several tests the mean."""
     learner.module.eval()
-    return learner.score(examples)
+    scores = [learner.score(examples) for examples in tests]
+    return Score(
+        loss=sum(score.loss for score in scores) / len(scores),
+        accuracy=sum(score.accuracy for score in scores) / len(scores),
+        sequence_accuracy=sum(score.sequence_accuracy for score in scores) / len(scores),
+    )

@@ -12,7 +12,7 @@ from pipeline.probes.settings import SyntheticParams
 from pipeline.probes.synthetic_task import fit_to_task
 from pipeline.probes.task_memory import Adding
 from pipeline.probes.task_states import Parity
-from pipeline.probes.task_training import warm_up
+from pipeline.probes.task_training import draw_tests, warm_up
 from tests.probes.cases import ARMS, GPT, LSTM, make_run, measure
 
 FAST: dict[str, Any] = {
@@ -85,6 +85,15 @@ def test_a_training_that_diverges_is_kept_and_named() -> None:
     assert training["is_censored"]
     assert training["steps"] < 200
     assert "loss" not in training
+
+
+def test_a_test_spreads_over_the_training_lengths() -> None:
+    tests = draw_tests(Parity(train_lengths=(1, 40)), 512)
+    assert [test.inputs.shape for test in tests] == [
+        (64, length) for length in (1, 7, 12, 18, 23, 29, 34, 40)
+    ]
+    (only,) = draw_tests(Parity(train_lengths=(9, 9)), 512)
+    assert only.inputs.shape == (512, 9)
 
 
 def test_the_rate_rises_to_its_peak_and_stays() -> None:
