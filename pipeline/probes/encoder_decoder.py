@@ -50,6 +50,7 @@ class TranslationLearner:
             loss=float(self.loss(examples)),
             accuracy=float(right_BT.double().mean()),
             sequence_accuracy=float(right_BT.all(dim=1).double().mean()),
+            num_answers=right_BT.numel(),
         )
 
     def _tensors(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:

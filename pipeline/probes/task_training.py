@@ -42,11 +42,16 @@ class Score:
     """Share of right answers among those that count."""
     sequence_accuracy: float
     """Share of examples with all of them right."""
+    num_answers: int
+    """Answers that the accuracy is a share of, all tests together."""
 
     @property
     def columns(self) -> dict[str, Any]:
         """The numbers as a record holds them; a loss that is not finite is left out."""
-        scores = {"accuracy": self.accuracy, "sequence_accuracy": self.sequence_accuracy}
+        scores = {
+            "accuracy": self.accuracy, "sequence_accuracy": self.sequence_accuracy,
+            "num_answers": self.num_answers,
+        }  # fmt: skip
         return {"loss": self.loss, **scores} if math.isfinite(self.loss) else scores
 
 
@@ -93,6 +98,7 @@ class TokenLearner:
             loss=float(loss),
             accuracy=float(right_BT[counted_BT].mean()),
             sequence_accuracy=float((right_BT | ~counted_BT).all(axis=1).mean()),
+            num_answers=int(counted_BT.sum()),
         )
 
     def _tensors(self, examples: Examples) -> tuple[Tensor, Tensor]:
@@ -118,7 +124,9 @@ class NumberLearner:
         answers_B, labels_B = self._answers(examples)
         accuracy = float(((answers_B - labels_B).abs() < ADDING_TOLERANCE).float().mean())
         loss = float(F.mse_loss(answers_B, labels_B))
-        return Score(loss=loss, accuracy=accuracy, sequence_accuracy=accuracy)
+        return Score(
+            loss=loss, accuracy=accuracy, sequence_accuracy=accuracy, num_answers=len(labels_B)
+        )
 
     def _answers(self, examples: Examples) -> tuple[Tensor, Tensor]:
         answers_B: Tensor = self._reader(torch.from_numpy(examples.inputs).to(self._device))
@@ -236,4 +244,5 @@ def evaluate(learner: Learner, *tests: Examples) -> Score:
         loss=sum(score.loss for score in scores) / len(scores),
         accuracy=sum(score.accuracy for score in scores) / len(scores),
         sequence_accuracy=sum(score.sequence_accuracy for score in scores) / len(scores),
+        num_answers=sum(score.num_answers for score in scores),
     )

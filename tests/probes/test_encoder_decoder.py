@@ -95,5 +95,7 @@ def test_attention_learns_to_copy_what_a_summary_does_not_hold() -> None:
     trials = [(r["label"], r["value"]) for r in records if r["kind"] == "trial"]
     assert trials == [(label, n) for label in losses for n in (5, 8)]
     assert {r["task"] for r in records} == {"copy_string"}
+    # 64 strings of 8 letters, each with its full stop.
+    assert {r["num_answers"] for r in records if r.get("value") == 8} == {64 * 9}
     unseen = [r["unseen_length_accuracy"] for r in records if r["kind"] == "training"]
     assert unseen == [r["accuracy"] for r in records if r.get("value") == 8]

@@ -73,6 +73,7 @@ def test_a_task_with_longer_tests_takes_the_whole_budget_and_is_tested_there() -
     trials = {(r["quantity"], r["value"]): r["accuracy"] for r in of_kind(records, "trial")}
     assert set(trials) == {("length", 2), ("length", 12)}
     assert trials["length", 2] > 0.99
+    assert {r["num_answers"] for r in of_kind(records, "trial")} == {FAST["test_samples"]}
     assert training["unseen_length_accuracy"] == trials["length", 12]
 
 
