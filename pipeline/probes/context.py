@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config.explain import validate
-from pipeline.probes.params import ProbeParams
+from pipeline.probes.schema import ProbeParams
 from pipeline.training.distributed import RankContext
 
 ParamsType = TypeVar("ParamsType", bound=ProbeParams)

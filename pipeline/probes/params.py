@@ -1,24 +1,36 @@
 """The arguments of every probe, checked before any process starts and again on every rank."""
 
+import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.config.batching import BatchPlan, plan_batches
 from pipeline.config.explain import validate
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.probes import PROBES
+from pipeline.probes import PROBES, TASKS
+from pipeline.probes.schema import ProbeParams
+from pipeline.probes.settings import (
+    AttentionParams,
+    ContextParams,
+    EncoderDecoderParams,
+    GenerationParams,
+    GradientParams,
+    ModelParams,
+    PermutationParams,
+    RecallLossParams,
+    ShuffleParams,
+    SyntheticParams,
+    TrainedParams,
+    choose_runs,
+    require_models,
+)
+from pipeline.probes.task_base import Task
 
 
-class ProbeParams(BaseModel):
-    """Arguments of a probe: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StepTimeParams(ProbeParams):
+class StepTimeParams(ModelParams):
     """Arguments of the step-time probe."""
 
     tokens_per_step: int = Field(ge=1)
@@ -29,6 +41,8 @@ class StepTimeParams(ProbeParams):
     """Timed steps of each arm, one a round."""
     warmup_steps: int = Field(default=1, ge=1)
     """Untimed steps of each arm before the first round."""
+    threads: list[Annotated[int, Field(ge=1)]] | None = None
+    """Threads of a rank to time with, each an arm of its own; None leaves what the launcher set."""
 
 
 class ModelStateParams(ProbeParams):
@@ -43,6 +57,23 @@ class BenchParams(ProbeParams):
 
     steps: int = Field(default=20, ge=4)
     """Timed steps of each engine; a spread needs four."""
+
+
+SCHEMAS: dict[str, type[ProbeParams]] = {
+    "step_time": StepTimeParams,
+    "bench": BenchParams,
+    "model_state": ModelStateParams,
+    "gradient_distance": GradientParams,
+    "context_use": ContextParams,
+    "recall_loss": RecallLossParams,
+    "attention_use": AttentionParams,
+    "permutation": PermutationParams,
+    "shuffle": ShuffleParams,
+    "generation": GenerationParams,
+    "synthetic_task": SyntheticParams,
+    "encoder_decoder": EncoderDecoderParams,
+}
+"""Probe name to the arguments that it takes."""
 
 
 def check_probe(
@@ -61,19 +92,35 @@ def check_probe(
     """
     if probe not in PROBES:
         raise ConfigError(f"probe {probe!r} is not one of {', '.join(sorted(PROBES))}")
-    if probe == "step_time":
-        times = validate(StepTimeParams, dict(params), f"probe {probe}, params")
-        plan_arms(times, runs, num_workers)
-    if probe == "bench":
-        validate(BenchParams, dict(params), f"probe {probe}, params")
+    checked = validate(SCHEMAS[probe], dict(params), f"probe {probe}, params")
+    if isinstance(checked, ModelParams):
+        runs = choose_runs(checked, runs)
+    if isinstance(checked, StepTimeParams):
+        plan_arms(checked, runs, num_workers)
+    if isinstance(checked, BenchParams | ModelStateParams):
         for run in runs.values():
             plan_batches(run.train, num_workers)
-    if probe == "model_state":
-        states = validate(ModelStateParams, dict(params), f"probe {probe}, params")
+    if isinstance(checked, ModelStateParams):
         for run in runs.values():
-            plan_batches(run.train, num_workers)
-            for stage in states.stages:
+            for stage in checked.stages:
                 at_stage(run, stage)
+    if isinstance(checked, TrainedParams):
+        require_models(checked, runs)
+    if isinstance(checked, SyntheticParams):
+        find_task(checked.task, checked.task_params)
+
+
+def find_task(name: str, params: Mapping[str, Any]) -> Task:
+    """Build a synthetic task by its name in `TASKS`.
+
+    Raises:
+        ConfigError: No task has this name, or an argument is illegal.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"task {name!r} is not one of {', '.join(sorted(TASKS))}")
+    module, _, attribute = TASKS[name].partition(":")
+    schema = cast("type[Task]", getattr(importlib.import_module(module), attribute))
+    return validate(schema, dict(params), f"task {name}, task_params")
 
 
 def plan_arms(

@@ -16,6 +16,8 @@ from pipeline.study.estimate import state_bytes_formula
 from pipeline.study.plan import plan_study
 from pipeline.tracking.store import ProbeResult, read_probe_result, read_verdict
 from pipeline.training.distributed import RankContext
+from tests.probes.cases import ARMS
+from tests.probes.cases import measure as measure_alone
 from tests.training.cases import MODELS, VOCAB_SIZE, small_run
 from tests.training.rank_pool import RankPool
 
@@ -47,7 +49,7 @@ def probe_rank(ranks: RankContext, run_dir: Path) -> str | None:
 
 
 def measure(
-    two_ranks: RankPool, tmp_path: Path, prepared_dir: Path, probe: str, params: Any
+    two_ranks: RankPool, tmp_path: Path, prepared_dir: Path | None, probe: str, params: Any
 ) -> ProbeResult:
     run_dir = write_probe(tmp_path / f"{probe}-w2", prepared_dir, probe, params)
     assert two_ranks.run(probe_rank, run_dir) == [None, None]
@@ -69,6 +71,28 @@ def test_step_time_times_every_arm_once_a_round(
     assert all(r["step_seconds"] > 0 for r in result.records)
     assert all(r["tokens_per_step"] == 64 for r in result.records)
     assert sum("warmup_seconds" in r for r in result.records) == len(arms)
+    for record in result.records:
+        assert record["cpu_seconds"] > 0
+        assert record["load_average"] >= 0
+        assert record["threads"] == 1
+        shape = small_run(record["label"]).model
+        assert record["flops_per_token"] == shape.flops_per_token(
+            VOCAB_SIZE, record["sequence_tokens"]
+        )
+
+
+@pytest.mark.slow
+def test_step_time_takes_arms_and_threads_of_its_own(
+    two_ranks: RankPool, tmp_path: Path, prepared_dir: Path
+) -> None:
+    params = {
+        "tokens_per_step": 32, "sequence_tokens": [8], "repeats": 1, "threads": [1, 2],
+        "models": {name: ARMS[name] for name in ("input_feeding", "min_lstm")},
+    }  # fmt: skip
+    result = measure(two_ranks, tmp_path, prepared_dir, "step_time", params)
+    arms = [(r["label"], r["threads"]) for r in result.records]
+    assert arms == [(label, n) for label in ("input_feeding", "min_lstm") for n in (1, 2)]
+    assert all(r["step_seconds"] > 0 for r in result.records)
 
 
 @pytest.mark.slow
@@ -93,6 +117,33 @@ def test_model_state_meets_the_closed_form_and_falls_stage_by_stage(
             assert stage["gradient_bytes"] == pytest.approx(2 * formula.gradients, rel=0.2)
             expected = 2 * (formula.moments + formula.master_weights)
             assert stage["optimizer_bytes"] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.slow
+def test_ranks_share_trainings_and_give_what_one_rank_gives(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    params = {
+        "task": "parity", "learning_rates": [1e-3, 1e-2, 3e-2], "max_steps": 2,
+        "batch_samples": 4, "test_samples": 8,
+    }  # fmt: skip
+    result = measure(two_ranks, tmp_path, None, "synthetic_task", params)
+    runs = {family: small_run(family, 1) for family in MODELS}
+    alone = measure_alone("synthetic_task", params, runs)
+    assert len(alone) == 2 * 2 * 3
+    for records in (alone, result.records):
+        for record in records:
+            record.pop("cpu_seconds", None)
+    assert result.records == alone
+
+
+@pytest.mark.slow
+def test_one_rank_of_two_reads_the_text(
+    two_ranks: RankPool, tmp_path: Path, prepared_dir: Path
+) -> None:
+    params = {"sequence_tokens": 8, "num_samples": 6, "seeds": [0], "kept_tokens": [2]}
+    result = measure(two_ranks, tmp_path, prepared_dir, "shuffle", params)
+    assert {record["label"] for record in result.records} == {*MODELS, "unigram", "bigram"}
 
 
 @pytest.mark.slow
@@ -139,7 +190,7 @@ def test_every_registered_probe_can_be_found() -> None:
 
 def test_an_unknown_probe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"'step_tine' is not one of bench, model_state, step_time"
+        ConfigError, match=r"'step_tine' is not one of attention_use, bench, .*, step_time"
     ):
         find_probe("step_tine")
 
@@ -147,7 +198,7 @@ def test_an_unknown_probe_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("probe", "params", "message"),
     [
-        ("step_tine", {}, "'step_tine' is not one of bench, model_state, step_time"),
+        ("step_tine", {}, r"'step_tine' is not one of attention_use, bench, .*, step_time"),
         (
             "step_time",
             {**STEP_TIME, "tokens_per_step": 72},
@@ -157,6 +208,17 @@ def test_an_unknown_probe_is_refused_with_the_known_ones() -> None:
         ("step_time", {"repeats": 1}, "tokens_per_step"),
         ("model_state", {"stages": [4]}, r"stage=4 is outside 0..3"),
         ("model_state", {"stagse": [1]}, "did you mean stages"),
+        ("context_use", {"sequence_tokens": 8}, "params.seeds and params.trained are both empty"),
+        (
+            "shuffle",
+            {"sequence_tokens": 8, "trained": {"gtp": ["a"]}},
+            "params.trained names 'gtp'; known labels: gpt, lstm_attention",
+        ),
+        (
+            "step_time",
+            {**STEP_TIME, "models": {"short": {"family": "gpt", "max_positions": 8}}},
+            "longer than families.short.model.max_positions=8",
+        ),
     ],
 )
 def test_a_probe_that_cannot_run_is_refused_before_any_process_starts(
@@ -175,7 +237,6 @@ def test_a_compiled_run_is_measured_at_every_stage() -> None:
 
 def test_the_probes_of_the_quickstart_can_run() -> None:
     plan = plan_study(load_study(QUICKSTART))
-    # The third, bench, is a verb of its own.
-    assert {cell.probe for cell in plan.probe_cells} == set(PROBES) - {"bench"}
+    assert {cell.probe for cell in plan.probe_cells} == {"step_time", "model_state"}
     for cell in plan.probe_cells:
         check_probe(cell.probe, cell.params, cell.runs, cell.num_workers)
