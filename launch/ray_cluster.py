@@ -27,6 +27,8 @@ from pipeline.tracking.store import Verdict, clear_stopped, read_verdict
 if TYPE_CHECKING:
     from launch.ray_nodes import Room
 
+STORAGE = ".ray-train"
+"""Ray Train's own bookkeeping, in the run directory: every node must see it."""
 GROWTH_SECONDS = 30
 """Time between two looks for room for more ranks; to stop and start again costs about as much."""
 CONTROLLER_ENVIRONMENT = {
@@ -68,7 +70,6 @@ class RayLauncher:
                 too often; rank, host, step and cause are named.
         """
         from launch.ray_nodes import find_room
-        from launch.ray_trainer import STORAGE
 
         run_dir = run_dir.absolute()
         with ExitStack() as stack:

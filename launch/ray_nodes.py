@@ -68,7 +68,7 @@ def answering_nodes(nodes: Sequence[Node], run_dir: Path) -> list[Node]:
     here = ray.get_runtime_context().get_node_id()
     answering = [node for node in nodes if node.node_id == here]
     wanted = files_to_see(run_dir)
-    look = ray.remote(num_cpus=0, max_retries=0)(missing_here)
+    look = ray.remote(num_cpus=0, max_retries=0)(build_look())
     asked = {
         look.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
@@ -114,9 +114,17 @@ def files_to_see(run_dir: Path) -> dict[str, str]:
     return wanted
 
 
-def missing_here(wanted: Mapping[str, str]) -> list[str]:
-    """Give the names of those files that do not stand on this machine."""
-    return [name for name, path in wanted.items() if not Path(path).is_file()]
+def build_look() -> Callable[[Mapping[str, str]], list[str]]:
+    """Give a function that names those files which do not stand on the machine it runs on.
+
+    It has no name in this module, so that Ray sends its code, and the process that starts on a node
+    only for this question loads nothing of ours.
+    """
+
+    def missing_here(wanted: Mapping[str, str]) -> list[str]:
+        return [name for name, path in wanted.items() if not Path(path).is_file()]
+
+    return missing_here
 
 
 @dataclass(frozen=True, kw_only=True)
