@@ -77,7 +77,7 @@ def rank_of_worker(settings: dict[str, Any]) -> None:
     """Run one rank inside a Ray Train worker, which knows its place among the others."""
     run_dir, rank = Path(settings["run_dir"]), int(os.environ["RANK"])
     redirect_output(log_path(run_dir, rank))
-    with recorded(run_dir, rank):
+    with recorded(run_dir, rank, ray.get_runtime_context().get_node_id()):
         run_rank(run_dir, settings["stop_after_steps"])
 
 
