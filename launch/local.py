@@ -34,10 +34,16 @@ PRELOADED = ["torch", "pipeline.training.train"]
 PRELOADED_ON_CPU = [
     "pipeline.training.deepspeed_engine",
     "pipeline.probes.execute",
-    # Loaded by the first optimizer and by DeepSpeed's engine: 5 s a rank, if not here.
+    # Loaded by the first optimizer and by DeepSpeed's engine: 3 s a rank, if not here.
     "torch._dynamo",
-    "torch._inductor.compile_fx",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.comm.mori",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "setuptools",
+    "pipeline.models.gpt",
+    "pipeline.models.lstm",
+    "launch.preloaded",
 ]
 """Loading DeepSpeed may start CUDA, which does not survive a fork; so on CPU only."""
 

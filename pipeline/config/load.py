@@ -77,7 +77,9 @@ def build_run(
             "prepared_dir": run.data.prepared_dir and run.data.prepared_dir.absolute(),
         }
     )
-    return run.model_copy(update={"output_dir": run.output_dir.absolute(), "data": data})
+    branch = run.branch and run.branch.model_copy(update={"run_dir": run.branch.run_dir.absolute()})
+    places = {"output_dir": run.output_dir.absolute(), "data": data, "branch": branch}
+    return run.model_copy(update=places)
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -145,6 +147,11 @@ def lineage_hash(run: RunConfig) -> str:
 
 def _hash_without(run: RunConfig, fields: tuple[str, ...]) -> str:
     tree = run.model_dump(mode="json", exclude=set(fields))
+    if run.branch is None:
+        # As before there were branches.
+        del tree["branch"]
+    else:
+        tree["branch"].pop("run_dir")
     for key in ("output_dir", "prepared_dir", "prepared_url"):
         tree["data"].pop(key)
     for key in START_FIELDS:

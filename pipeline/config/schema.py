@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.config.checkpoint import BranchConfig, CheckpointConfig, check_steps
 from pipeline.config.data import DataConfig
 from pipeline.config.gpt import GptConfig
 from pipeline.config.model import ModelConfig
@@ -167,26 +168,6 @@ class EvalConfig(Section):
     """Validation tokens scored, in samples spread evenly over the split; None scores all."""
 
 
-class CheckpointConfig(Section):
-    """When canonical checkpoints are written and how many stay."""
-
-    every_steps: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; None and no `every_seconds` writes one at the end or at a stop
-    only."""
-    every_seconds: float | None = Field(default=None, gt=0.0)
-    """Seconds from the begin of one checkpoint to that of the next, by the clock of rank 0 at the
-    end of a step; beside `every_steps`, whichever comes first."""
-    asynchronous: bool = True
-    """Whether files are written beside training, which then waits only for the copy to the CPU. On
-    by default, as what is saved is the same; it costs that copy's memory, 12 bytes a parameter
-    over all ranks, until the files are written."""
-    store: str | None = None
-    """URL of an object store that holds the checkpoints, as in s3://bucket/run, for hosts without a
-    shared directory; a run needs one of its own. None keeps them in the run directory."""
-    keep: int = Field(default=2, ge=2)
-    """Newest checkpoints kept; never below two, so that a damaged one has a predecessor."""
-
-
 class GuardConfig(Section):
     """What happens when numbers go wrong."""
 
@@ -282,6 +263,8 @@ class RunConfig(Section):
     """Evaluation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+    branch: BranchConfig | None = None
+    """Where the run begins, if not at step 0: in a checkpoint of another run."""
     guard: GuardConfig = GuardConfig()
     """Non-finite numbers, spikes, ranks that differ and starts that lead nowhere."""
     tracking: TrackingConfig = TrackingConfig()
@@ -298,6 +281,12 @@ class RunConfig(Section):
                 "guard.spike=rewind goes back to a checkpoint, and checkpoint.every_steps is null "
                 "as is every_seconds; set one, or use guard.spike=skip"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_are_taken(self) -> Self:
+        if not self.train.is_open:
+            check_steps(self.checkpoint, self.branch, self.train.total_steps)
         return self
 
     @model_validator(mode="after")

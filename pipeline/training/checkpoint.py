@@ -7,7 +7,7 @@ thread. Until the commit nothing stands that a resume would take.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -106,7 +106,7 @@ class Checkpointer:
         self._names = set(sizes)
         self._code_hash = code_hash()
         self._checkpoint_bytes = PARAMETER_BYTES * sum(sizes.values())
-        self._saver = Saver(self._store, ranks, run.checkpoint.keep, self._checkpoint_bytes)
+        self._saver = Saver(self._store, ranks, run.checkpoint, self._checkpoint_bytes)
         self._token: str | None = None
         self._saved_step: int | None = None
         self._begun = time.monotonic()
@@ -143,6 +143,7 @@ class Checkpointer:
         """
         policy = self._run.checkpoint
         is_due = policy.every_steps is not None and state.step % policy.every_steps == 0
+        is_due = is_due or state.step in policy.keep_steps
         if policy.every_seconds is not None:
             # The clock of rank 0 decides, as clocks differ.
             is_over = time.monotonic() - self._begun >= policy.every_seconds
@@ -189,9 +190,10 @@ class Checkpointer:
         """
         self._saver.drain()
         self._own()
+        ranks = self._ranks
         names: list[str] = self._on_first(lambda: candidates(self._store))
         for name in names:
-            problems = [p for p in gather_json(self._find_damage(name), self._ranks) if p]
+            problems = [p for p in gather_json(find_damage(self._store, name, ranks), ranks) if p]
             if problems:
                 on_event(f"checkpoint {name} is passed over: {'; '.join(problems)}")
                 continue
@@ -224,18 +226,11 @@ class Checkpointer:
     def _take(self, engine: Engine, name: str) -> TrainState:
         manifest = read_stored_manifest(self._store, name)
         self._check_belongs(name, manifest)
-        engine.import_state(load_stored_state(self._store, name, manifest))
-        set_random_state(manifest.random_states, self._ranks)
+        state = take_state(engine, self._store, name, manifest, self._ranks)
         self._on_first(lambda: self._point_at(name))
         self._saved_step = manifest.step
         self._saver.verified.add(name)
-        return TrainState(
-            step=manifest.step,
-            loader=LoaderState(num_samples=manifest.samples),
-            skipped=SkippedSteps(total=manifest.skipped_total, in_a_row=manifest.skipped_in_a_row),
-            guard=manifest.guard,
-            event_seq=manifest.event_seq,
-        )
+        return replace(state, event_seq=manifest.event_seq)
 
     def _point_at(self, name: str) -> None:
         """Mend a pointer whose checkpoint was passed over."""
@@ -289,18 +284,6 @@ class Checkpointer:
             raise CheckpointError(reply["error"])
         return reply["value"]
 
-    def _find_damage(self, name: str) -> str | None:
-        """Check the manifest and this rank's share of the files."""
-        try:
-            manifest = read_stored_manifest(self._store, name)
-            sizes = self._store.entries(name)
-            for file in manifest.files[self._ranks.rank :: self._ranks.world_size]:
-                if (damage := file_damage(self._store, name, file, sizes)) is not None:
-                    return damage
-        except (OSError, CheckpointError) as exc:
-            return str(exc)
-        return None
-
     def _check_belongs(self, checkpoint: str, manifest: CheckpointManifest) -> None:
         if manifest.config_hash != lineage_hash(self._run):
             raise ConfigError(
@@ -317,6 +300,37 @@ class Checkpointer:
             raise CheckpointError(
                 f"{checkpoint} does not hold this model: {sorted(stored ^ self._names)[:5]} differ"
             )
+
+
+def find_damage(store: CheckpointStore, name: str, ranks: RankContext) -> str | None:
+    """Check the manifest of a checkpoint and this rank's share of its files; None if well."""
+    try:
+        manifest = read_stored_manifest(store, name)
+        sizes = store.entries(name)
+        for file in manifest.files[ranks.rank :: ranks.world_size]:
+            if (damage := file_damage(store, name, file, sizes)) is not None:
+                return damage
+    except (OSError, CheckpointError) as exc:
+        return str(exc)
+    return None
+
+
+def take_state(
+    engine: Engine,
+    store: CheckpointStore,
+    name: str,
+    manifest: CheckpointManifest,
+    ranks: RankContext,
+) -> TrainState:
+    """Put a checkpoint into the engine and the generators; give where it stood; collective."""
+    engine.import_state(load_stored_state(store, name, manifest))
+    set_random_state(manifest.random_states, ranks)
+    return TrainState(
+        step=manifest.step,
+        loader=LoaderState(num_samples=manifest.samples),
+        skipped=SkippedSteps(total=manifest.skipped_total, in_a_row=manifest.skipped_in_a_row),
+        guard=manifest.guard,
+    )
 
 
 def split_evenly(sizes: dict[str, int], num_shares: int) -> list[set[str]]:

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Collection
 from contextlib import suppress
 
 from pipeline.errors import CheckpointError
@@ -157,7 +158,13 @@ def commit(store: CheckpointStore, token: str, name: str, manifest: CheckpointMa
     point(store, token, name)
 
 
-def prune(store: CheckpointStore, name: str, keep: int, verified: set[str]) -> None:
+def prune(
+    store: CheckpointStore,
+    name: str,
+    keep: int,
+    verified: set[str],
+    keep_steps: Collection[int] = (),
+) -> None:
     """Remove checkpoints beyond the newest `keep` that verify, and those of later steps.
 
     Later ones were damaged, or the attempt that wrote them had lost the run. While fewer than two
@@ -168,6 +175,7 @@ def prune(store: CheckpointStore, name: str, keep: int, verified: set[str]) -> N
         name: The one that was just committed.
         keep: How many stay, at least two.
         verified: Those known to verify, so that none is read twice; takes up what is found.
+        keep_steps: Steps up to this one whose checkpoints stay besides.
     """
     others = [other for other in sorted_names(store.entries()) if other != name]
     kept = [name]
@@ -178,7 +186,9 @@ def prune(store: CheckpointStore, name: str, keep: int, verified: set[str]) -> N
     if len(kept) < 2:
         return
     for other in others:
-        if other not in kept:
+        step = checkpoint_step(other)
+        stays = other in kept or (step in keep_steps and step < checkpoint_step(name))
+        if not stays:
             discard(store, other)
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.errors import CheckpointError
 from pipeline.training.checkpoint_commit import commit, prune, staged_name
 from pipeline.training.checkpoint_files import CheckpointManifest, checkpoint_name
@@ -60,20 +61,24 @@ class Saver:
     """Takes one save at a time from the staged state to its commit; all but `close` collective."""
 
     def __init__(
-        self, store: CheckpointStore, ranks: RankContext, keep: int, checkpoint_bytes: int
+        self,
+        store: CheckpointStore,
+        ranks: RankContext,
+        policy: CheckpointConfig,
+        checkpoint_bytes: int,
     ) -> None:
         """Start the writer.
 
         Args:
             store: Where checkpoints are.
             ranks: This rank among the others.
-            keep: How many checkpoints stay.
+            policy: Which checkpoints stay.
             checkpoint_bytes: Size of one over all ranks.
         """
         self._checkpoint_bytes = checkpoint_bytes
         self._store = store
         self._ranks = ranks
-        self._keep = keep
+        self._policy = policy
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: PendingSave | None = None
         self.verified: set[str] = set()
@@ -187,7 +192,8 @@ class Saver:
         )
         commit(self._store, manifest.owner, pending.name, manifest)
         self.verified.add(pending.name)
-        prune(self._store, pending.name, self._keep, self.verified)
+        policy = self._policy
+        prune(self._store, pending.name, policy.keep, self.verified, policy.keep_steps)
 
     def _give_up(self, pending: PendingSave) -> None:
         """Raise on every rank what any writer met, once all have stopped."""

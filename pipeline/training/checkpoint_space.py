@@ -35,7 +35,7 @@ def check_space(store: CheckpointStore, checkpoint_bytes: int, run: RunConfig) -
     num_standing = len(sorted_names(store.entries()))
     # The one being written stands beside those that are kept, and those to be removed stand until
     # it does.
-    num_most = run.checkpoint.keep + 1
+    num_most = run.checkpoint.keep + len(run.checkpoint.keep_steps) + 1
     num_written = most_written(run)
     num_wanted = max(1, min(num_most - num_standing, num_written or num_most))
     # What an interrupted save left goes before the next one.
@@ -59,9 +59,11 @@ def most_written(run: RunConfig) -> int | None:
         return None
     if policy.every_steps is None:
         # At a stop, or at the end.
-        return 1
-    to_go_back_to = int(run.guard.spike == "rewind")
-    return math.ceil(run.train.total_steps / policy.every_steps) + to_go_back_to
+        num_periodic = 1
+    else:
+        to_go_back_to = int(run.guard.spike == "rewind")
+        num_periodic = math.ceil(run.train.total_steps / policy.every_steps) + to_go_back_to
+    return num_periodic + len(policy.keep_steps)
 
 
 def free_bytes(store: LocalStore) -> int:

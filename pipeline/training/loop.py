@@ -75,7 +75,8 @@ def fit(training: Training, state: TrainState, stop: StopWatch) -> tuple[TrainSt
 def prepare_to_fit(training: Training, state: TrainState, stop: StopWatch) -> str | None:
     """Make up for an evaluation that a stop left out, and give a rewind something to go back to."""
     run = training.run
-    if run.guard.spike == "rewind" and state.step == 0:
+    first = 0 if run.branch is None else run.branch.step
+    if run.guard.spike == "rewind" and state.step == first:
         save(training, state)
     is_due = 0 < state.step < run.train.total_steps and _is_due(run.eval.every_steps, state.step)
     if is_due and training.journal.lacks_evaluation(state.step):

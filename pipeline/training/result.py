@@ -28,6 +28,7 @@ from pipeline.tracking.store import (
     write_stopped,
 )
 from pipeline.training.attempts import ACCOUNT
+from pipeline.training.branching import first_state
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.device import device_name, peak_memory
 from pipeline.training.distributed import barrier, gather_json
@@ -68,12 +69,14 @@ def begin(run_dir: Path, training: Training, facts: Mapping[str, Any]) -> TrainS
 
     Raises:
         LaunchError: Too many attempts before this one made no progress.
+        CheckpointError: The run branches from a checkpoint that is not there, or damaged.
+        ConfigError: The run could not have come from the one that it branches from.
     """
     run, ranks = training.run, training.ranks
     passed_over: list[str] = []
     with training.clock.phase("restore"):
         restored = training.checkpointer.restore(training.engine, passed_over.append)
-    state = restored or TrainState()
+        state = restored or first_state(run, training.engine, facts["data_fingerprint"], ranks)
     training.loader.load_state(state.loader)
     training.journal.continue_from(state.step, time.time() - training.clock.seconds)
     values = {
@@ -82,6 +85,7 @@ def begin(run_dir: Path, training: Training, facts: Mapping[str, Any]) -> TrainS
         "zero_stage": run.zero.stage,
         "precision": run.precision,
         "passed_over": passed_over,
+        **({} if run.branch is None else {"branch": run.branch.model_dump(mode="json")}),
         **facts,
     }
     if ranks.rank == 0:

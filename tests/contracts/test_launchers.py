@@ -103,7 +103,7 @@ def test_every_launcher_gives_the_same_losses_and_its_ranks_our_variables(
 
 
 @pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize("run", [run_local, run_ray])
+@pytest.mark.parametrize("run", [run_local, pytest.param(run_ray, marks=pytest.mark.long)])
 def test_a_refusing_rank_gives_its_message_and_its_exit_code(
     run: Callable[[Path, int], Verdict | None], tiny_run: Path
 ) -> None:

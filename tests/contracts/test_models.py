@@ -100,7 +100,7 @@ def config_of(family: str, **fields: Any) -> Any:
 
 def num_steps(arm: dict[str, Any]) -> int:
     """Give the steps in which a batch is learnt; a plain stack is slower."""
-    return 120 if arm.get("backbone") == "vanilla" else 60
+    return 80 if arm.get("backbone") == "vanilla" else 35
 
 
 def random_tokens(num_samples: int, num_tokens: int = TOKENS, vocab_size: int = VOCAB) -> Tensor:
@@ -165,21 +165,16 @@ def test_documents_kept_apart_do_not_see_each_other(family: str, arm: dict[str, 
 
 
 @distinct_arms
-def test_documents_kept_apart_are_learnt_by_every_parameter(
+def test_documents_kept_apart_give_every_parameter_a_gradient(
     family: str, arm: dict[str, Any]
 ) -> None:
-    model = make(family, DOCUMENTS_APART, **{**arm, "width": 32})
+    model = make(family, DOCUMENTS_APART, **arm)
     tokens = random_tokens(2, TOKENS + 1, vocab_size=END - 1)
     tokens[:, [4, 8]] = END
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for _ in range(num_steps(arm)):
-        loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.1 * math.log(VOCAB)
-    assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []
+    model(tokens[:, :-1], tokens[:, 1:]).mean().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @distinct_arms
@@ -228,7 +223,7 @@ def test_initial_loss_is_the_log_of_the_vocabulary_at_every_width(
 def test_one_repeated_batch_is_learnt(family: str, arm: dict[str, Any]) -> None:
     model = make(family, **{**arm, "width": 32})
     tokens = random_tokens(2, TOKENS + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     for _ in range(num_steps(arm)):
         loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
         optimizer.zero_grad()

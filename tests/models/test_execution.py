@@ -77,8 +77,7 @@ def test_activations_computed_again_change_no_bit_and_keep_little(
 
 @pytest.mark.slow
 @pytest.mark.needs_program("g++")
-@pytest.mark.parametrize("arm", [ARMS[0], ARMS[3]], ids=lambda arm: arm["family"])
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("arm", "again"), [(ARMS[0], False), (ARMS[3], True)])
 def test_compiled_blocks_give_the_same_losses_and_gradients(
     arm: dict[str, Any], again: bool
 ) -> None:

@@ -12,7 +12,7 @@ from tests.training.cases import my_batches, skip_without_bf16, small_engine, sm
 from tests.training.rank_pool import RankPool
 
 pytestmark = pytest.mark.slow
-NUM_STEPS = 10
+NUM_STEPS = 6
 FAMILIES = ["gpt", "lstm_attention"]
 LEARNING_RATE = 3e-3
 

@@ -25,9 +25,11 @@ from tests.training.runs import lineage, losses, manifest_of, train_rank
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 86
-SPIKE = 80
-"""The step whose samples are spoilt; the window of 128 has been half full since step 64."""
+WINDOW = 32
+"""Steps that spikes are judged by; a quarter of the default, so that a run is short."""
+NUM_STEPS = 26
+SPIKE = 20
+"""The step whose samples are spoilt; the window has been half full since step 16."""
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +49,12 @@ def spoilt_dir(tmp_path_factory: pytest.TempPathFactory, two_ranks: RankPool) ->
     return directory
 
 
-def spiky_run(stage: int, **fields: Any) -> RunConfig:
+def spiky_run(stage: int, policy: str = "off", **fields: Any) -> RunConfig:
     batch_tokens = GLOBAL_BATCH_SAMPLES * SEQUENCE_TOKENS
-    train = {"total_tokens": NUM_STEPS * batch_tokens, "optimizer": {"learning_rate": 3e-3}}
-    fields = {"eval": {"every_steps": None}, "tracking": {"log_every_steps": 1}} | fields
+    train = {"total_tokens": NUM_STEPS * batch_tokens, "optimizer": {"learning_rate": 1e-2}}
+    guard = {"spike": policy, "spike_window_steps": WINDOW}
+    shared = {"guard": guard, "eval": {"every_steps": None}, "tracking": {"log_every_steps": 1}}
+    fields = shared | fields
     return small_run("gpt", stage, train=train, **fields)
 
 
@@ -73,7 +77,7 @@ def samples_of_step(ranks: Any, run_dir: Path, step: int) -> Any:
 def test_spike_is_skipped_alone_and_stays_out_of_the_window(
     two_ranks: RankPool, spoilt_dir: Path, tmp_path: Path, stage: int
 ) -> None:
-    run_dir = write_run(tmp_path / "run", spoilt_dir, spiky_run(stage, guard={"spike": "skip"}))
+    run_dir = write_run(tmp_path / "run", spoilt_dir, spiky_run(stage, "skip"))
     results = two_ranks.run(train_rank, run_dir)
     assert isinstance(results[0], RunResult)
     assert results[0] == results[1]
@@ -94,16 +98,16 @@ def test_spike_is_skipped_alone_and_stays_out_of_the_window(
 def test_rewound_run_equals_one_that_was_led_around_the_spike(
     two_ranks: RankPool, spoilt_dir: Path, tmp_path: Path
 ) -> None:
-    fields = {"guard": {"spike": "rewind", "rewind_skip_steps": 30}}
-    run = spiky_run(1, checkpoint={"every_steps": 25}, **fields)
+    guard = {"spike": "rewind", "spike_window_steps": WINDOW, "rewind_skip_steps": 30}
+    run = spiky_run(1, guard=guard, checkpoint={"every_steps": 9})
     rewound = write_run(tmp_path / "rewound", spoilt_dir, run)
     result = two_ranks.run(train_rank, rewound)[0]
     assert (result.rewinds, result.skipped_steps, result.attempts) == (1, 1, 2)
 
     resume = next(e for e in read_events(rewound / "events.jsonl") if e.kind == "resume")
-    assert resume.step == 75
+    assert resume.step == 18
     told = resume.values["rewind"]
-    assert (told["from_step"], told["first_sample"]) == (SPIKE, 75 * GLOBAL_BATCH_SAMPLES)
+    assert (told["from_step"], told["first_sample"]) == (SPIKE, 18 * GLOBAL_BATCH_SAMPLES)
     assert told["num_samples"] == 30 * GLOBAL_BATCH_SAMPLES
     kept = [e.step for e in lineage(rewound) if e.kind == "train"]
     assert kept == list(range(1, NUM_STEPS + 1))
@@ -112,7 +116,7 @@ def test_rewound_run_equals_one_that_was_led_around_the_spike(
 
     # The same by hand: stopped at the checkpoint, and its place in the stream moved on.
     led = write_run(tmp_path / "led", spoilt_dir, run)
-    two_ranks.run(train_rank, led, 75)
+    two_ranks.run(train_rank, led, 18)
     manifest = manifest_of(led)
     moved = manifest.samples + 30 * GLOBAL_BATCH_SAMPLES
     write_manifest(
@@ -128,7 +132,7 @@ def test_rewound_run_equals_one_that_was_led_around_the_spike(
 def test_every_rank_raises_where_the_policy_says_so(
     two_ranks: RankPool, spoilt_dir: Path, tmp_path: Path
 ) -> None:
-    run_dir = write_run(tmp_path / "run", spoilt_dir, spiky_run(1, guard={"spike": "raise"}))
+    run_dir = write_run(tmp_path / "run", spoilt_dir, spiky_run(1, "raise"))
     errors = two_ranks.run(train_rank, run_dir)
     assert all(isinstance(e, TrainingDiverged) for e in errors)
     assert str(errors[0]) == str(errors[1])
@@ -144,10 +148,10 @@ def test_clean_run_of_hundreds_of_steps_is_never_stopped(
     prepared_dir = write_prepared(tmp_path / "prepared", train_tokens=20_000)
     # Nobody reads an event of each step here.
     run = spiky_run(1, guard={"spike": "raise"}, tracking={"log_every_steps": 100})
-    long = run.train.model_copy(update={"total_tokens": 300 * run.train.global_batch_tokens})
+    long = run.train.model_copy(update={"total_tokens": 250 * run.train.global_batch_tokens})
     run_dir = write_run(tmp_path / "run", prepared_dir, run.model_copy(update={"train": long}))
     result = one_rank.run(train_rank, run_dir)[0]
-    assert (result.steps, result.skipped_steps) == (300, 0)
+    assert (result.steps, result.skipped_steps) == (250, 0)
     assert len(manifest_of(run_dir).guard["losses"]) == 128
 
 
