@@ -32,6 +32,8 @@ class RankRecord:
     rank: int
     host: str
     process_id: int
+    node_id: str | None = None
+    """Ray's name of its node; None where Ray did not start it."""
     kind: str | None = None
     """Class of the error that stopped it; None while it runs and after it died without a word."""
     cause: str | None = None
@@ -60,12 +62,13 @@ class RankFailure(LaunchError):
 
 
 @contextmanager
-def recorded(run_dir: Path, rank: int) -> Iterator[None]:
+def recorded(run_dir: Path, rank: int, node_id: str | None = None) -> Iterator[None]:
     """Note that a rank runs here, and the error that ends it.
 
     Args:
         run_dir: The run directory.
         rank: This rank.
+        node_id: As in `RankRecord`.
 
     Raises:
         LaunchError: This host does not see the run directory.
@@ -77,7 +80,13 @@ def recorded(run_dir: Path, rank: int) -> Iterator[None]:
             "storage under the same path: mount it there, or choose another output_dir"
         )
     path = run_dir / f"rank-{rank}.json"
-    record = RankRecord(rank=rank, host=host, process_id=os.getpid(), oom_kills=count_oom_kills())
+    record = RankRecord(
+        rank=rank,
+        host=host,
+        process_id=os.getpid(),
+        node_id=node_id,
+        oom_kills=count_oom_kills(),
+    )
     begun = json.dumps(asdict(record))
     write_text_atomic(path, begun)
     try:

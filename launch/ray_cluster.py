@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.local import verdict_of
-from launch.rank_record import clear_records
+from launch.rank_record import clear_records, read_records
 from launch.restarts import run_with_restarts
 from launch.stopping import STOP_FILE, StopRequest, is_probe
 from pipeline.config.cluster import ClusterConfig
@@ -27,14 +27,18 @@ from pipeline.tracking.store import Verdict, clear_stopped, read_verdict
 if TYPE_CHECKING:
     from launch.ray_nodes import Room
 
-GROWTH_SECONDS = 30
-"""Time between two looks for room for more ranks; to stop and start again costs about as much."""
+STORAGE = ".ray-train"
+"""Ray Train's own bookkeeping, in the run directory: every node must see it."""
+GROWTH_SECONDS = 10
+"""Time between two looks for room for more ranks."""
+DRAIN_SECONDS = 2
+"""Time between two looks for nodes that are to leave; a cloud gives 30 s and more."""
 CONTROLLER_ENVIRONMENT = {
     # Loading torch and DeepSpeed takes a minute when busy.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     # A dead worker is noticed at the next look.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    # Nothing here asks Ray about preemption, and its watcher warns about its own arguments.
+    # `Move` looks for nodes that are to leave; Ray's watcher is one more process.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
@@ -68,7 +72,6 @@ class RayLauncher:
                 too often; rank, host, step and cause are named.
         """
         from launch.ray_nodes import find_room
-        from launch.ray_trainer import STORAGE
 
         run_dir = run_dir.absolute()
         with ExitStack() as stack:
@@ -86,35 +89,49 @@ class RayLauncher:
             )
 
     def _attempt(self, room: "Room", stop_after_steps: int | None) -> Verdict:
-        """Run the ranks on what room there is; begin again where more has come up."""
+        """Run the ranks on what room there is; begin again where they were asked to move.
+
+        Raises:
+            LaunchError: There is no room, and no move has left a checkpoint to stop at.
+        """
         from launch.ray_trainer import build_trainer, fit
 
         run_dir = room.run_dir
+        has_moved = False
         while True:
-            size = room.wait_for_size(self._stop.on_event)
+            size = room.wait_for_size(self._stop)
+            if size == 0 and has_moved:
+                self._stop.on_event(f"stopped: {room.describe_lack()}")
+                return "stopped"
+            if size == 0:
+                raise LaunchError(room.describe_lack())
             if len(room.sizes) > 1:
                 self._stop.on_event(f"{run_dir.name} runs on {size} ranks; legal: {room.sizes}")
             # What an earlier attempt left must not pass for what this one says.
             clear_stopped(run_dir)
             clear_records(run_dir)
-            growth = Growth(room, size, self._stop)
+            move = Move(room, size, self._stop)
             trainer = build_trainer(room, self._cluster, size, stop_after_steps)
-            with growth.alone_asking():
-                fit(trainer, run_dir, goes_on=partial(self._goes_on, run_dir, growth))
+            with move.alone_asking():
+                fit(trainer, run_dir, goes_on=partial(self._goes_on, run_dir, move))
             if is_probe(run_dir) and self._stop.is_made and read_verdict(run_dir) is None:
                 # Leaving the session ends its workers.
                 return "stopped"
             verdict = verdict_of(run_dir)
-            if verdict == "complete" or self._stop.is_made or not growth.is_asked:
+            if verdict == "complete" or self._stop.is_made or not move.is_asked:
                 return verdict
+            has_moved = True
 
-    def _goes_on(self, run_dir: Path, growth: "Growth") -> bool:
-        growth.look()
+    def _goes_on(self, run_dir: Path, move: "Move") -> bool:
+        move.look()
         return not (is_probe(run_dir) and self._stop.is_made)
 
 
-class Growth:
-    """Asks a run on fewer ranks than it may have to stop with a checkpoint once there is room."""
+class Move:
+    """Asks a run to stop with a checkpoint, to go on where no node leaves or where more have come.
+
+    A probe has nothing to save, and stays.
+    """
 
     def __init__(self, room: "Room", size: int, stop: StopRequest) -> None:
         """Begin to watch.
@@ -128,7 +145,10 @@ class Growth:
         self._room = room
         self._size = size
         self._stop = stop
-        self._next = time.monotonic() + GROWTH_SECONDS
+        self._begun = time.monotonic()
+        self._log_time = _changed(room.run_dir)
+        self._next_drain = 0.0
+        self._next_growth: float | None = None
 
     @contextmanager
     def alone_asking(self) -> Iterator[None]:
@@ -140,12 +160,33 @@ class Growth:
                 (self._room.run_dir / STOP_FILE).unlink(missing_ok=True)
 
     def look(self) -> None:
-        """Look for room, not more often than `GROWTH_SECONDS` tells, and ask for the stop."""
-        is_done = self.is_asked or self._stop.is_made or self._size == self._room.sizes[-1]
-        if is_done or time.monotonic() < self._next:
+        """Ask for the stop where there is a reason; costs little until a look is due."""
+        if self.is_asked or self._stop.is_made or is_probe(self._room.run_dir):
             return
-        self._next = time.monotonic() + GROWTH_SECONDS
-        if self._room.believed_size() <= self._size:
+        now = time.monotonic()
+        if now >= self._next_drain:
+            self._next_drain = now + DRAIN_SECONDS
+            self._look_for_leaving()
+        if self._next_growth is None and _changed(self._room.run_dir) != self._log_time:
+            # Training begins. To stop and start again costs as long as that has taken, so that it
+            # is left alone for as long.
+            self._next_growth = now + now - self._begun
+        if self._next_growth is not None and now >= self._next_growth and not self.is_asked:
+            self._next_growth = now + GROWTH_SECONDS
+            self._look_for_room()
+
+    def _look_for_leaving(self) -> None:
+        from launch.ray_nodes import leaving_node_ids
+
+        leaving = leaving_node_ids()
+        if not leaving:
+            return
+        records = read_records(self._room.run_dir).values()
+        if hosts := sorted({record.host for record in records if record.node_id in leaving}):
+            self._ask(f"Ray is told that {', '.join(hosts)} will leave")
+
+    def _look_for_room(self) -> None:
+        if self._size == self._room.sizes[-1] or self._room.believed_size() <= self._size:
             return
         try:
             size = self._room.size()
@@ -153,6 +194,15 @@ class Growth:
             self._stop.on_event(f"not growing: {exc}")
             return
         if size > self._size:
-            self._stop.on_event(f"room for {size} ranks: stopping with a checkpoint to go on there")
-            (self._room.run_dir / STOP_FILE).touch()
-            self.is_asked = True
+            self._ask(f"room for {size} ranks")
+
+    def _ask(self, reason: str) -> None:
+        self._stop.on_event(f"{reason}: stopping with a checkpoint, to go on from it")
+        (self._room.run_dir / STOP_FILE).touch()
+        self.is_asked = True
+
+
+def _changed(run_dir: Path) -> int | None:
+    """Tell when ranks last wrote to the event log."""
+    log = run_dir / "events.jsonl"
+    return log.stat().st_mtime_ns if log.exists() else None

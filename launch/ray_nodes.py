@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.state
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from launch.environment import Accelerator
 from launch.run_dirs import shared_shards_of
+from launch.stopping import StopRequest
 from pipeline.config.cluster import ClusterConfig, check_run_on_cluster
 from pipeline.config.load import RUN_FILE, read_run
 from pipeline.errors import ConfigError, LaunchError
@@ -23,9 +25,6 @@ from pipeline.errors import ConfigError, LaunchError
 ANSWER_SECONDS = 30
 """How long a node may take to start a process and look: 2 s, more where its cores are busy. One
 whose cable is out answers never, and Ray itself takes 65 s to notice."""
-
-ROOM_SECONDS = 300
-"""How long a run waits for nodes that can hold it: one that starts again is back by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +41,19 @@ class Node:
         return int(min(self.resources.get(k, 0.0) / need + 1e-6 for k, need in needs.items()))
 
 
+def leaving_node_ids() -> set[str]:
+    """Give the nodes that are to go: preempted by the cloud, idle, or drained by hand."""
+    # What Ray Train's own watcher asks; there is no public question.
+    return set(ray._private.state.state.get_draining_nodes())
+
+
 def nodes_with_room(needs: Mapping[str, float]) -> list[Node]:
-    """Give the nodes that Ray believes to be alive and that can hold a rank."""
+    """Give the nodes that can hold a rank, that Ray believes to be alive and that are to stay."""
+    leaving = leaving_node_ids()
     nodes = [
         Node(node_id=row["NodeID"], host=row["NodeManagerHostname"], resources=row["Resources"])
         for row in ray.nodes()
-        if row["Alive"]
+        if row["Alive"] and row["NodeID"] not in leaving
     ]
     return [node for node in nodes if node.room(needs) > 0]
 
@@ -68,7 +74,7 @@ def answering_nodes(nodes: Sequence[Node], run_dir: Path) -> list[Node]:
     here = ray.get_runtime_context().get_node_id()
     answering = [node for node in nodes if node.node_id == here]
     wanted = files_to_see(run_dir)
-    look = ray.remote(num_cpus=0, max_retries=0)(missing_here)
+    look = ray.remote(num_cpus=0, max_retries=0)(build_look())
     asked = {
         look.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
@@ -114,9 +120,17 @@ def files_to_see(run_dir: Path) -> dict[str, str]:
     return wanted
 
 
-def missing_here(wanted: Mapping[str, str]) -> list[str]:
-    """Give the names of those files that do not stand on this machine."""
-    return [name for name, path in wanted.items() if not Path(path).is_file()]
+def build_look() -> Callable[[Mapping[str, str]], list[str]]:
+    """Give a function that names those files which do not stand on the machine it runs on.
+
+    It has no name in this module, so that Ray sends its code, and the process that starts on a node
+    only for this question loads nothing of ours.
+    """
+
+    def missing_here(wanted: Mapping[str, str]) -> list[str]:
+        return [name for name, path in wanted.items() if not Path(path).is_file()]
+
+    return missing_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +143,8 @@ class Room:
     needs: Mapping[str, float]
     """What a rank reserves, by Ray's names."""
     accelerator: Accelerator
+    wait_seconds: float
+    """How long to wait for nodes that can hold the run."""
 
     def believed_size(self) -> int:
         """Give the largest world size that fits on the nodes that Ray believes in; 0 for none."""
@@ -142,46 +158,43 @@ class Room:
         """
         return self._largest(answering_nodes(nodes_with_room(self.needs), self.run_dir))
 
-    def wait_for_size(self, on_event: Callable[[str], None]) -> int:
-        """Give `size`, once it is not 0.
+    def wait_for_size(self, stop: StopRequest) -> int:
+        """Give `size`, once it is not 0; 0 where that takes too long or a stop is asked for.
 
         Args:
-            on_event: Told once that the run waits.
+            stop: Whether the user has asked for a stop; told once that the run waits.
 
         Raises:
-            LaunchError: As `size`, or there is no room for too long.
+            LaunchError: As `size`.
         """
-        deadline = time.monotonic() + ROOM_SECONDS
-        while (size := self.size()) == 0:
-            lack = (
-                f"{self.run_dir.name} needs {self.sizes[0]} ranks with {dict(self.needs)} each; "
-                f"the Ray cluster has nodes with room: {self._describe()}"
-            )
-            if time.monotonic() > deadline:
-                raise LaunchError(
-                    f"{lack}; waited {ROOM_SECONDS} s; add nodes, lower cluster.num_workers, or "
-                    "give cluster.min_workers"
-                )
+        deadline = time.monotonic() + self.wait_seconds
+        while (size := self.size()) == 0 and time.monotonic() < deadline and not stop.is_made:
             if self.believed_size() == 0:
-                on_event(f"waiting up to {ROOM_SECONDS} s for room: {lack}")
-                while self.believed_size() == 0 and time.monotonic() < deadline:
-                    time.sleep(1.0)
+                stop.on_event(f"waiting up to {self.wait_seconds:g} s: {self.describe_lack()}")
+            while self.believed_size() == 0 and time.monotonic() < deadline and not stop.is_made:
+                time.sleep(1.0)
         return size
+
+    def describe_lack(self) -> str:
+        """Say what is asked for, what is there, and what to do."""
+        nodes = nodes_with_room(self.needs)
+        there = ", ".join(f"{node.host} for {node.room(self.needs)}" for node in nodes) or "none"
+        return (
+            f"{self.run_dir.name} needs {self.sizes[0]} ranks with {dict(self.needs)} each; "
+            f"the Ray cluster has nodes with room: {there}; add nodes, lower cluster.num_workers, "
+            "give cluster.min_workers, or wait longer (cluster.wait_seconds)"
+        )
 
     def _largest(self, nodes: Sequence[Node]) -> int:
         room = sum(node.room(self.needs) for node in nodes)
         return max((size for size in self.sizes if size <= room), default=0)
-
-    def _describe(self) -> str:
-        nodes = nodes_with_room(self.needs)
-        return ", ".join(f"{node.host} for {node.room(self.needs)}" for node in nodes) or "none"
 
 
 def find_room(cluster: ClusterConfig, run_dir: Path, num_workers: int) -> Room:
     """Settle what a run asks of the cluster it is connected to.
 
     Args:
-        cluster: Smallest world size and accelerator.
+        cluster: Smallest world size, accelerator, and how long to wait for nodes.
         run_dir: The run directory.
         num_workers: Largest world size.
 
@@ -197,6 +210,7 @@ def find_room(cluster: ClusterConfig, run_dir: Path, num_workers: int) -> Room:
         sizes=legal_sizes(run_dir, smallest, num_workers, accelerator),
         needs=worker_resources(accelerator, resources, smallest),
         accelerator=accelerator,
+        wait_seconds=cluster.wait_seconds,
     )
 
 

@@ -27,6 +27,10 @@ class ClusterConfig(Section):
     """Failures in a row, without a new checkpoint between them, that end a run under Ray; 1 never
     restarts. Three tell a lost node from a fault that repeats itself. Other launchers do not
     restart: the same command goes on from the newest checkpoint."""
+    wait_seconds: float = Field(default=300.0, ge=0)
+    """How long a run under Ray waits for nodes that can hold it: one that starts again is back by
+    then; a cloud may take longer to give one. A run that had to leave its nodes then stops and can
+    be resumed; any other fails."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPU threads of one rank (OMP_NUM_THREADS); ranks x threads should not exceed the cores."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pipeline.errors import TrackingError
 from pipeline.tracking.metrics import METRICS, check_metric
@@ -75,7 +75,8 @@ class EventWriter:
         self.path = path
         self.attempt = attempt
         self._next_seq = existing[-1].seq + 1 if existing else 0
-        self._file: IO[bytes] = path.open("ab")
+        # Unbuffered: what is left of a line that found no room would be written behind later ones.
+        self._file = path.open("ab", buffering=0)
         self._size_bytes = _complete_bytes(path)
         self._file.truncate(self._size_bytes)
 
@@ -95,6 +96,7 @@ class EventWriter:
         Raises:
             TrackingError: The kind or a metric name is unknown, a metric is not a number, or
                 another process has written to the log since this one did.
+            OSError: The line could not be written; the log is as it was.
         """
         self._check_alone()
         event = Event(
@@ -105,14 +107,22 @@ class EventWriter:
             time_unix_seconds=time.time(),
             values=dict(values or {}),
         )
-        line = _to_line(event)
-        self._file.write(line)
-        self._file.flush()
-        self._size_bytes += len(line)
+        self._append(_to_line(event))
+        self._next_seq += 1
         if kind in DURABLE_KINDS:
             os.fsync(self._file.fileno())
-        self._next_seq += 1
         return event
+
+    def _append(self, line: bytes) -> None:
+        """Write a line whole; on a full disk take back what of it found room."""
+        written = 0
+        try:
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError:
+            self._file.truncate(self._size_bytes)
+            raise
+        self._size_bytes += written
 
     def _check_alone(self) -> None:
         """Refuse to write behind the events of a process that took the run over."""
@@ -127,7 +137,6 @@ class EventWriter:
     def close(self) -> None:
         """Force the log to disk and close it."""
         if not self._file.closed:
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
 

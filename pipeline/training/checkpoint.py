@@ -117,11 +117,7 @@ class Checkpointer:
         Raises:
             CheckpointError: They do not; raised on all ranks.
         """
-        policy = self._run.checkpoint
-        is_periodic = policy.every_steps is not None or policy.every_seconds is not None
-        # Else one at a stop and one at the end.
-        num_most = (policy.keep + 1 if is_periodic else 2) + len(policy.keep_steps)
-        self._on_first(lambda: check_space(self._store, self._checkpoint_bytes, num_most))
+        self._on_first(lambda: check_space(self._store, self._checkpoint_bytes, self._run))
 
     def advance(
         self,

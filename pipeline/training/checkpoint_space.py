@@ -4,8 +4,10 @@ Object stores have as much room as they are paid for, and are not asked.
 """
 
 import errno
+import math
 import shutil
 
+from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError
 from pipeline.training.checkpoint_commit import HIDDEN_PREFIX, read_pointer
 from pipeline.training.checkpoint_files import sorted_names
@@ -17,13 +19,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk, or of a user's share of it, that is full."""
 
 
-def check_space(store: CheckpointStore, checkpoint_bytes: int, num_most: int) -> None:
-    """Check that the checkpoints which a run is still to write beside those there find room.
+def check_space(store: CheckpointStore, checkpoint_bytes: int, run: RunConfig) -> None:
+    """Check that the checkpoints which an attempt is to write beside those there find room.
 
     Args:
         store: Where they are.
         checkpoint_bytes: Size of one.
-        num_most: How many stand at once, the one being written included.
+        run: How many are kept, and when one is written.
 
     Raises:
         CheckpointError: They do not; the message has the bytes needed and free.
@@ -31,8 +33,11 @@ def check_space(store: CheckpointStore, checkpoint_bytes: int, num_most: int) ->
     if not isinstance(store, LocalStore):
         return
     num_standing = len(sorted_names(store.entries()))
-    # Those to be removed stand until the next one does.
-    num_wanted = max(1, num_most - num_standing)
+    # The one being written stands beside those that are kept, and those to be removed stand until
+    # it does.
+    num_most = run.checkpoint.keep + len(run.checkpoint.keep_steps) + 1
+    num_written = most_written(run)
+    num_wanted = max(1, min(num_most - num_standing, num_written or num_most))
     # What an interrupted save left goes before the next one.
     left_over = store.root.glob(f"{HIDDEN_PREFIX}*/*")
     free = free_bytes(store) + sum(path.stat().st_size for path in left_over)
@@ -41,9 +46,24 @@ def check_space(store: CheckpointStore, checkpoint_bytes: int, num_most: int) ->
         raise CheckpointError(
             f"{store.root} has {free:,} bytes free, and {num_wanted} checkpoints of "
             f"{checkpoint_bytes:,} bytes need {needed:,}: up to {num_most} stand at once, the one "
-            f"being written included, and {num_standing} do. Make room, or set output_dir to a "
-            "larger disk or checkpoint.store to an object store"
+            f"being written included, {num_standing} do, and this attempt writes "
+            f"{'any number' if num_written is None else f'up to {num_written}'}. Make room, or set "
+            "output_dir to a larger disk or checkpoint.store to an object store"
         )
+
+
+def most_written(run: RunConfig) -> int | None:
+    """Give how many checkpoints an attempt writes at most; None where a clock decides."""
+    policy = run.checkpoint
+    if policy.every_seconds is not None:
+        return None
+    if policy.every_steps is None:
+        # At a stop, or at the end.
+        num_periodic = 1
+    else:
+        to_go_back_to = int(run.guard.spike == "rewind")
+        num_periodic = math.ceil(run.train.total_steps / policy.every_steps) + to_go_back_to
+    return num_periodic + len(policy.keep_steps)
 
 
 def free_bytes(store: LocalStore) -> int:

@@ -38,9 +38,9 @@ class RankContext:
 def start_distributed(accelerator: str = "auto") -> RankContext:
     """Join the process group that the environment describes, or the one that exists already.
 
-    Ray Train and a test harness make the group before; `deepspeed`, torchrun and the local
-    launcher only set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without any of
-    them this is a single process with a group of its own on loopback.
+    A test harness makes the group before; `deepspeed`, torchrun and our launchers only set RANK,
+    WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without any of them
+    this is a single process with a group of its own on loopback.
 
     Args:
         accelerator: auto, cpu or cuda, as `resolve_device`; auto first takes what DS_ACCELERATOR

@@ -1,6 +1,8 @@
 """Every launcher runs the same worker: equal losses, and verdicts instead of exit codes."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ import pytest
 
 from launch import LAUNCHERS, build_launcher
 from launch.rank_environment import environment_of_deepspeed
+from launch.ray_nodes import Room
 from launch.run_dirs import init_run
 from launch.stopping import StopRequest
 from pipeline.config.cluster import ClusterConfig
@@ -111,6 +114,19 @@ def test_a_refusing_rank_gives_its_message_and_its_exit_code(
     assert caught.value.exit_code == 2
     assert not (run_dir / ".ray-train").exists()
     assert read_verdict(run_dir) is None
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_run_without_room_says_what_it_waits_for_and_gives_up(tmp_path: Path) -> None:
+    lines: list[str] = []
+    room = Room(
+        run_dir=tmp_path, sizes=[3], needs={"CPU": 1.0}, accelerator="cpu", wait_seconds=0.5
+    )
+    assert room.wait_for_size(StopRequest(lines.append)) == 0
+    (line,) = lines
+    assert re.match(r"waiting up to 0\.5 s: \S+ needs 3 ranks .* nodes with room: \S+ for 2;", line)
+    assert dataclasses.replace(room, sizes=[2]).wait_for_size(StopRequest(lines.append)) == 2
+    assert len(lines) == 1
 
 
 def test_deepspeed_reads_the_command_that_a_dry_run_shows(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ INIT = (
 class Machine:
     """One host: how to run something on it, and how it loses power."""
 
-    def __init__(self, name: str, address: str, place: Path, namespace: str) -> None:
+    def __init__(self, name: str, address: str, place: Path, namespace: str, cable: str) -> None:
         """Switch the host on, in a network namespace that exists.
 
         Args:
@@ -37,6 +37,7 @@ class Machine:
             address: Its IPv4 address.
             place: Directory of its home and temporary files.
             namespace: Name of the network namespace.
+            cable: Device at the other end of its network cable.
         """
         self.name = name
         self.address = address
@@ -44,12 +45,15 @@ class Machine:
         self.variables: dict[str, str] = {}
         """What a login on this host finds set, beside what every host has."""
         self._namespace = namespace
-        for part in ("home", "tmp", "ray"):
-            (place / part).mkdir(parents=True)
+        self._cable = cable
+        (place / "home").mkdir(parents=True)
         self.power_on()
 
     def power_on(self) -> None:
-        """Start the first process of the host."""
+        """Start the first process of the host; its temporary files are gone, as after a boot."""
+        for part in ("tmp", "ray"):
+            shutil.rmtree(self.place / part, ignore_errors=True)
+            (self.place / part).mkdir()
         command = [
             "setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._namespace,
             "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc",
@@ -117,6 +121,15 @@ class Machine:
         finally:
             self._must(["umount", directory])
 
+    @contextmanager
+    def unplugged(self) -> Iterator[None]:
+        """Cut this host off from all others while the block runs; its processes go on."""
+        ip("link", "set", self._cable, "down")
+        try:
+            yield
+        finally:
+            ip("link", "set", self._cable, "up")
+
     def power_off(self) -> None:
         """Kill every process of this host at once."""
         if self._outer.poll() is None:
@@ -153,8 +166,9 @@ def machines(names: Sequence[str], place: Path) -> Iterator[dict[str, Machine]]:
         for number, (name, address) in enumerate(addresses.items()):
             namespace = f"{tag}-{name}"
             write_names(namespace, addresses)
-            plug_in(namespace, f"{tag}v{number}", f"{tag}b", address)
-            started[name] = Machine(name, address, place / name, namespace)
+            cable = f"{tag}v{number}"
+            plug_in(namespace, cable, f"{tag}b", address)
+            started[name] = Machine(name, address, place / name, namespace, cable)
         yield started
     finally:
         for machine in started.values():

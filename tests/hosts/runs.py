@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from launch.local import LocalLauncher
+import pytest
+
 from launch.run_dirs import init_run
-from launch.stopping import StopRequest
-from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import load_run
 from pipeline.data.prepare import prepare
 from pipeline.tracking.events import read_events, surviving_events
+from pipeline.training.faults import ALLOW_VARIABLE, PLAN_VARIABLE
+from tests.chaos.harness import History, history, plan_path, run_ranks
 
 MODELS = {
     "gpt": "model={family: gpt, width: 16, depth: 1, heads: 2, max_positions: 64}",
@@ -33,6 +34,19 @@ def local_losses(
 ) -> dict[int, float]:
     """Give the losses of the same run on two ranks of this machine."""
     run_dir = new_run(tiny_run, name, family, stage, *more)
-    launcher = LocalLauncher(ClusterConfig(accelerator="cpu"), StopRequest(print))
-    assert launcher.run(run_dir, num_workers=2) == "complete"
+    assert run_ranks(run_dir) == "complete"
     return losses_of(run_dir)
+
+
+def local_golden(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> History:
+    """Give what a run does on two ranks of this machine, where nothing is lost.
+
+    Args:
+        run_dir: Its run directory.
+        monkeypatch: Sets a fault plan without faults, under which ranks tell their samples.
+    """
+    plan_path(run_dir).write_text("[]")
+    monkeypatch.setenv(PLAN_VARIABLE, str(plan_path(run_dir)))
+    monkeypatch.setenv(ALLOW_VARIABLE, "1")
+    assert run_ranks(run_dir) == "complete"
+    return history(run_dir, [])

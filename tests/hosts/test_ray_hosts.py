@@ -1,88 +1,64 @@
-"""A Ray cluster over several hosts takes jobs from outside, and survives a host without power."""
+"""A Ray cluster over several hosts takes jobs from outside, and survives hosts that go and come."""
 
 import json
-import os
 import re
-import secrets
-import subprocess
-import time
+import shutil
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.events import Event, read_events
+from pipeline.tracking.events import read_events
 from pipeline.tracking.store import read_result
-from tests.hosts.machines import BIN, ROOT, Machine
-from tests.hosts.runs import local_losses, losses_of, new_run
+from tests.chaos.harness import history
+from tests.hosts.machines import Machine
+from tests.hosts.ray_hosts import (
+    JOB_SECONDS,
+    PORT,
+    Cluster,
+    hosts_of,
+    ray_train,
+    slow_down,
+    tracked_losses,
+    wait_for_line,
+    wait_for_step,
+)
+from tests.hosts.runs import local_golden, new_run
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
-HOSTS = ["head", "node1", "node2", "node3"]
-START_SECONDS = 90
-JOB_SECONDS = 300
-PORT = 6379
-SMALL_STORE = ["--object-store-memory", "100000000", "--disable-usage-stats"]
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster on the hosts, and how a client outside of them reaches it."""
-
-    hosts: dict[str, Machine]
-    client: dict[str, str]
-
-    @property
-    def dashboard(self) -> str:
-        return f"http://{self.hosts['head'].address}:8265"
-
-    def submit(self, *arguments: str) -> list[str]:
-        """Give the command of a job, as the README has it."""
-        words = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard]
-        return [*words, "--working-dir", ".", "--", "python", "-m", "launch", *arguments]
+HOSTS = ["head", "node1", "node2"]
+NUM_STEPS = 60
+INTERVAL = 10
 
 
 @pytest.fixture(scope="module")
 def cluster(hosts: dict[str, Machine], tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """A head without CPUs for ranks, three nodes of one CPU, and a token that all ask for."""
-    logs = tmp_path_factory.mktemp("ray-logs")
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    for host in hosts.values():
-        host.variables.update(token)
-    address = hosts["head"].address
-    head = ["ray", "start", "--head", "--port", str(PORT), "--dashboard-host", "0.0.0.0"]
-    start(hosts["head"], [*head, "--num-cpus", "0"], logs)
-    joining = ["ray", "start", "--address", f"{address}:{PORT}", "--num-cpus", "1"]
-    nodes = {name: begin(host, joining, logs) for name, host in hosts.items() if name != "head"}
-    failed = [name for name, process in nodes.items() if process.wait() != 0]
-    assert not failed, (logs / f"{failed[0]}.log").read_text()
-    home = tmp_path_factory.mktemp("client")
-    return Cluster(hosts, {"HOME": str(home), **token})
+    """A head and two nodes."""
+    return Cluster.started(hosts, tmp_path_factory)
 
 
-def begin(host: Machine, words: list[str], logs: Path) -> subprocess.Popen[bytes]:
-    place = ["--node-ip-address", host.address, *SMALL_STORE]
-    return host.start(["timeout", str(START_SECONDS), *words, *place], logs / f"{host.name}.log")
-
-
-def start(host: Machine, words: list[str], logs: Path) -> None:
-    assert begin(host, words, logs).wait() == 0, (logs / f"{host.name}.log").read_text()
-
-
-def run_job(cluster: Cluster, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Submit a job from this machine, which is none of the hosts."""
-    with log.open("wb") as stream:
-        return subprocess.Popen(
-            cluster.submit(*arguments), cwd=ROOT, env=os.environ | cluster.client,
-            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-        )  # fmt: skip
-
-
-def ray_train(run_dir: Path, *overrides: str) -> list[str]:
-    words = ["train", str(run_dir), "--workers", "2", "cluster.accelerator=cpu"]
-    return [*words, "cluster.placement=spread", *overrides]
+@pytest.fixture(scope="module")
+def tracking_server(
+    cluster: Cluster, migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address, for clients outside, of an MLflow server on the head."""
+    place = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(migrated_store, place / "mlflow.db")
+    head = cluster.head
+    # Ends with what started it, which could not end a process in there itself.
+    server = ["setpriv", "--pdeathsig", "KILL", "mlflow", "server", "--host", "0.0.0.0"]
+    server += ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--port", "5000"]
+    server += ["--artifacts-destination", f"{place}/artifacts"]
+    server += ["--workers", "1", "--allowed-hosts", f"head:5000,{head.address}:5000"]
+    # Its job runners would take 2 GB more.
+    lean = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    process = head.start(server, place / "server.log", lean)
+    yield f"http://{head.address}:5000"
+    process.kill()
+    process.wait()
 
 
 def test_a_client_without_the_token_is_refused(cluster: Cluster) -> None:
@@ -99,76 +75,81 @@ def test_a_client_without_the_token_is_refused(cluster: Cluster) -> None:
     assert answer({"Authorization": f"Bearer {cluster.client['RAY_AUTH_TOKEN']}"}) == 200
 
 
-def test_a_job_from_outside_trains_on_two_nodes_as_one_machine_does(
-    cluster: Cluster, tiny_run: Path, tmp_path: Path
-) -> None:
-    run_dir = new_run(tiny_run, "ray-lstm", "lstm_attention", 3)
-    job = run_job(cluster, tmp_path / "job.log", *ray_train(run_dir))
-    assert job.wait(timeout=JOB_SECONDS) == 0, (tmp_path / "job.log").read_text()[-4000:]
-    result = read_result(run_dir)
-    assert (result.family, result.zero_stage, result.world_size) == ("lstm_attention", 3, 2)
-    assert len(hosts_of(run_dir)) == 2
-    assert "head" not in hosts_of(run_dir)
-    expected = local_losses(tiny_run, "ray-lstm-local", "lstm_attention", 3)
-    assert losses_of(run_dir) == expected
-
-
-def hosts_of(run_dir: Path) -> set[str]:
-    """Hosts on which ranks of the last attempt ran."""
-    return {json.loads(path.read_text())["host"] for path in run_dir.glob("rank-*.json")}
-
-
 def test_a_node_that_does_not_see_the_storage_is_named_before_the_start(
     cluster: Cluster, tiny_run: Path
 ) -> None:
     run_dir = new_run(tiny_run, "ray-storage", "gpt", 1)
-    address = f"cluster.ray_address={cluster.hosts['head'].address}:{PORT}"
+    address = f"cluster.ray_address={cluster.head.address}:{PORT}"
     words = ["python", "-m", "launch", *ray_train(run_dir, address), "--launcher", "ray"]
     with cluster.hosts["node2"].without(run_dir):
-        shown = cluster.hosts["head"].run(words, timeout_seconds=JOB_SECONDS)
+        shown = cluster.head.run(words, timeout_seconds=JOB_SECONDS)
     assert shown.returncode == 1, shown.stdout + shown.stderr
     assert f"node2 does not see the run directory {run_dir}" in shown.stderr
     assert "node1 does not" not in shown.stderr
     assert not (run_dir / "events.jsonl").exists()
 
 
-def test_a_run_survives_a_host_without_power_and_ends_with_the_same_losses(
-    cluster: Cluster, tiny_run: Path, tmp_path: Path
+def test_a_job_from_outside_loses_a_host_takes_it_back_and_leaves_it_when_told(
+    cluster: Cluster,
+    tracking_server: str,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    interval = 10
-    more = [
-        "train.total_tokens=61440", "train.global_batch_tokens=1024",
-        f"checkpoint.every_steps={interval}",
-    ]  # fmt: skip
-    run_dir = new_run(tiny_run, "ray-power", "gpt", 1, *more)
+    length = [f"train.total_tokens={NUM_STEPS * 256}", "train.global_batch_tokens=256"]
+    more = [*length, f"checkpoint.every_steps={INTERVAL}", "tracking.uri=http://head:5000"]
+    run_dir = new_run(tiny_run, "ray-moves", "lstm_attention", 3, *more)
+    # The first attempt is to lose a host in its midst, the second waits for it to be back, and the
+    # third to be told.
+    slow = {
+        1: (range(25, NUM_STEPS), 0.2),
+        2: (range(1, NUM_STEPS), 4.0),
+        3: (range(1, NUM_STEPS), 4.0),
+    }
+    slow_down(run_dir, slow)
     log = tmp_path / "job.log"
-    job = run_job(cluster, log, *ray_train(run_dir))
-    lost = wait_for_step(run_dir, 25, job)
-    victim = next(name for name in sorted(hosts_of(run_dir)))
-    cluster.hosts[victim].power_off()
+    job = cluster.submit(log, run_dir, "cluster.min_workers=1")
+    wait_for_step(run_dir, 25, job)
+    assert hosts_of(run_dir) == {"node1", "node2"}
+    cluster.hosts["node1"].power_off()
+    wait_for_line(log, "ray-moves runs on 1 ranks", job)
+    cluster.hosts["node1"].power_on()
+    cluster.await_start(node1=cluster.begin_node("node1"))
+    wait_for_step(run_dir, 1, job, attempt=3)
+    assert hosts_of(run_dir) == {"node1", "node2"}
+    cluster.drain(run_dir, "node1")
     assert job.wait(timeout=JOB_SECONDS) == 0, log.read_text()[-4000:]
+    assert "Ray is told that node1 will leave" in log.read_text()
+    assert hosts_of(run_dir) == {"node2"}
+    result = read_result(run_dir)
+    assert (result.attempts, result.family, result.zero_stage) == (4, "lstm_attention", 3)
 
     events = read_events(run_dir / "events.jsonl")
+    begun = [event for event in events if event.kind in ("start", "resume")]
+    assert [event.values["world_size"] for event in begun] == [2, 1, 2, 1]
     last_before = [event.step for event in events if event.attempt == 1][-1]
-    assert 25 <= lost <= last_before < 60, "the host was to go in mid-run"
-    resumed = next(event for event in events if event.kind == "resume")
-    assert 0 <= last_before - resumed.step <= interval
-    assert victim not in hosts_of(run_dir)
-    assert len(hosts_of(run_dir)) == 2
+    assert 25 <= last_before < NUM_STEPS, "the host was to go in mid-run"
+    lost, grown, left = (event.step for event in begun[1:])
+    assert 0 <= last_before - lost <= INTERVAL
+    assert lost < grown < left < NUM_STEPS
+    taken = [event.step for event in events if event.kind == "train" and event.attempt > 1]
+    assert taken == list(range(lost + 1, NUM_STEPS + 1)), "a move takes no step twice"
     failures = [json.loads(line) for line in (run_dir / "failures.jsonl").read_text().splitlines()]
     assert len(failures) == 1
-    assert re.match(rf"rank \d of ray-power on {victim} after step \d+", failures[0]["message"])
+    assert re.match(r"rank \d of ray-moves on node1 after step \d+", failures[0]["message"])
     assert failures[0]["message"] in log.read_text()
-    assert read_result(run_dir).attempts == 2
-    assert losses_of(run_dir) == local_losses(tiny_run, "ray-power-local", "gpt", 1, *more)
+
+    seen = history(run_dir, [])
+    assert {line["attempt"] for line in seen.fired} == {1, 2, 3}, "the plan did not reach the ranks"
+    unmoved = new_run(tiny_run, "ray-moves-golden", "lstm_attention", 3, *more)
+    golden = local_golden(unmoved, monkeypatch)
+    assert seen.samples == golden.samples
+    same = range(1, lost + 1)
+    assert [seen.losses[step] for step in same] == [golden.losses[step] for step in same]
+    expected = as_numbers(golden.losses)
+    assert as_numbers(seen.losses) == pytest.approx(expected, rel=1e-4)
+    assert tracked_losses(tracking_server, "ray-moves") == as_numbers(seen.losses)
 
 
-def wait_for_step(run_dir: Path, step: int, job: subprocess.Popen[bytes]) -> int:
-    """Wait until a run has logged a step, and give the newest it has logged."""
-    deadline = time.monotonic() + JOB_SECONDS
-    while time.monotonic() < deadline and job.poll() is None:
-        events: list[Event] = read_events(run_dir / "events.jsonl")
-        if events and events[-1].step >= step:
-            return events[-1].step
-        time.sleep(0.02)
-    raise AssertionError(f"the run did not come to step {step}; job: {job.poll()}")
+def as_numbers(losses: dict[int, str]) -> dict[int, float]:
+    return {step: float.fromhex(loss) for step, loss in losses.items()}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.rank_environment import environment_of_deepspeed
 from pipeline.tracking.store import read_result
-from tests.hosts.machines import Machine
+from tests.hosts.machines import ROOT, Machine
 from tests.hosts.runs import local_losses, losses_of, new_run
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
@@ -162,8 +163,11 @@ def test_hosts_without_ssh_run_the_commands_that_init_shows(
     assert shown.returncode == 0, shown.stderr
     commands = json.loads(shown.stdout)["command_by_host"]
     assert list(commands) == HOSTS
+    # Else `deepspeed` would load MLflow in four processes, as it does wherever it finds it.
+    lean = {"PYTHONPATH": environment_of_deepspeed(ROOT)["PYTHONPATH"]}
     started = {
-        name: hosts[name].start(words, run_dir / f"{name}.log") for name, words in commands.items()
+        name: hosts[name].start(words, run_dir / f"{name}.log", lean)
+        for name, words in commands.items()
     }
     for name, process in started.items():
         assert process.wait(timeout=RUN_SECONDS) == 0, (run_dir / f"{name}.log").read_text()[-3000:]

@@ -1,18 +1,20 @@
 """Ranks as Ray Train workers: on what device, and what each reserves."""
 
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from launch.ray_cluster import Growth
+from launch.ray_cluster import Move
 from launch.ray_nodes import (
     Node,
     Room,
+    build_look,
     choose_accelerator,
     files_to_see,
     legal_sizes,
-    missing_here,
     worker_resources,
 )
 from launch.stopping import STOP_FILE, StopRequest
@@ -73,14 +75,34 @@ def test_the_smallest_size_is_at_most_the_largest() -> None:
         load_cluster(None, ["num_workers=2", "min_workers=3"])
 
 
+def room_for(run_dir: Path, sizes: list[int]) -> Room:
+    return Room(
+        run_dir=run_dir, sizes=sizes, needs={"CPU": 1.0}, accelerator="cpu", wait_seconds=0.5
+    )
+
+
+def test_ray_train_starts_no_process_that_no_run_needs(tmp_path: Path) -> None:
+    from launch.ray_trainer import UNUSED, RankTrainer, build_trainer
+
+    trainer = build_trainer(room_for(tmp_path, [2]), load_cluster(None, []), 2, None)
+    ours = {type(one).__name__ for one in trainer._create_default_callbacks()}
+    rays = {type(one).__name__ for one in super(RankTrainer, trainer)._create_default_callbacks()}
+    assert rays - ours == set(UNUSED), "Ray Train has renamed them"
+    assert "BackendSetupCallback" in ours
+
+
+def test_a_process_that_only_starts_ranks_under_ray_loads_no_torch() -> None:
+    code = "import sys, launch.ray_trainer; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_request_of_an_attempt_that_was_lost_does_not_stop_the_next(tmp_path: Path) -> None:
-    room = Room(run_dir=tmp_path, sizes=[1, 2], needs={"CPU": 1.0}, accelerator="cpu")
-    growth = Growth(room, 1, StopRequest(print))
-    with growth.alone_asking():
+    move = Move(room_for(tmp_path, [1, 2]), 1, StopRequest(print))
+    with move.alone_asking():
         (tmp_path / STOP_FILE).touch()
     assert (tmp_path / STOP_FILE).exists(), "a request that somebody else made was dropped"
-    growth.is_asked = True
-    with suppress(LaunchError), growth.alone_asking():
+    move.is_asked = True
+    with suppress(LaunchError), move.alone_asking():
         raise LaunchError("a rank was lost")
     assert not (tmp_path / STOP_FILE).exists()
 
@@ -89,7 +111,7 @@ def test_what_ranks_need_to_see_is_named(tmp_path: Path, tiny_run: Path) -> None
     shards = tmp_path / "shards"
     shards.mkdir()
     write_run(tmp_path, tiny_run, f"data.prepared_dir={shards}")
-    wanted = files_to_see(tmp_path)
+    wanted, missing_here = files_to_see(tmp_path), build_look()
     assert missing_here(wanted) == [f"the shards {shards}"]
     (shards / "manifest.json").touch()
     assert missing_here(wanted) == []

@@ -1,5 +1,8 @@
 import json
 import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,29 @@ def test_a_process_that_was_taken_over_writes_nothing_behind_its_successor(tmp_p
         with pytest.raises(TrackingError, match="another process took the run over"):
             stalled.write("train", 2)
     assert [(e.attempt, e.step) for e in read_events(path)] == [(1, 1), (2, 1), (2, 2), (2, 3)]
+
+
+def test_a_line_that_finds_no_room_is_taken_back_and_the_next_one_follows(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    write_attempt(path, 1, 0, 2)
+    before = path.read_bytes()
+    with EventWriter(path, attempt=2) as events:
+        with at_most_bytes_in_a_file(len(before) + 40), pytest.raises(OSError, match="too large"):
+            events.write("train", 3)
+        assert path.read_bytes() == before
+        events.write("train", 3)
+    assert [(e.seq, e.step) for e in read_events(path)] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
+@contextmanager
+def at_most_bytes_in_a_file(num_bytes: int) -> Iterator[None]:
+    """Let writes of this process end at a size: short first, then with an error, as a disk does."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
 
 
 def test_a_rewind_replaces_what_came_after_the_resumed_step(tmp_path: Path) -> None:

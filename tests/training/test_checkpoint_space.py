@@ -67,8 +67,9 @@ def test_save_on_a_full_disk_says_what_is_needed_free_and_left_and_works_once_th
     assert [verify_checkpoint(path).step for path in list_checkpoints(run_dir)] == [2, 1]
 
 
-def find_no_room(ranks: RankContext, run_dir: Path, every_steps: int | None) -> str | None:
-    run = small_run(checkpoint={"every_steps": every_steps, "keep": 40})
+def find_no_room(ranks: RankContext, run_dir: Path, **checkpoint: float) -> str | None:
+    run = small_run(checkpoint={"keep": 40, **checkpoint})
+    assert run.train.total_steps == 20
     with checkpointer(ranks, run_dir, run) as saver:
         try:
             saver.check_space()
@@ -80,20 +81,32 @@ def find_no_room(ranks: RankContext, run_dir: Path, every_steps: int | None) -> 
 def test_room_is_wanted_for_all_that_are_to_stand_and_do_not_yet(
     one_rank: RankPool, small_disk: Path
 ) -> None:
+    def no_room(**checkpoint: float) -> str | None:
+        return one_rank.run(find_no_room, small_disk, **checkpoint)[0]
+
     # 336 bytes each: 12 in a page, and 41 at once do not fit into 3 pages.
     ballast = fill(small_disk, 3 * 4096)
-    message = one_rank.run(find_no_room, small_disk, 1)[0]
+    message = no_room(every_seconds=1.0)
     assert message is not None
     assert "12,288 bytes free, and 41 checkpoints of 336 bytes need 13,776" in message
-    # With one at a stop and one at the end there is room.
-    assert one_rank.run(find_no_room, small_disk, None) == [None]
+    # The 20 that a run of 20 steps writes at most do.
+    assert no_room(every_steps=1) is None
+    ballast.unlink()
+    ballast = fill(small_disk, 4096)
+    message = no_room(every_steps=1)
+    assert message is not None
+    assert "20 checkpoints of 336 bytes need 6,720" in message
+    assert "this attempt writes up to 20" in message
+    # One at each third step and at the end, or the last alone.
+    assert no_room(every_steps=3) is None
+    assert no_room() is None
     ballast.unlink()
     for step in range(1, 6):
         assert one_rank.run(save, small_disk, step) == [None]
     num_standing = len(list_checkpoints(small_disk))
     assert num_standing == 2
     fill(small_disk, 4096)
-    message = one_rank.run(find_no_room, small_disk, 1)[0]
+    message = no_room(every_seconds=1.0)
     assert message is not None
     assert "39 checkpoints of 336 bytes need 13,104" in message
 
@@ -104,5 +117,5 @@ def test_run_whose_checkpoints_find_no_room_does_not_begin(
     run_dir = write_run(small_disk / "run", prepared_dir, every_step("gpt", 0))
     answer = one_rank.run(train_rank, run_dir)[0]
     assert isinstance(answer, CheckpointError)
-    assert "up to 2 stand at once" in str(answer)
+    assert "this attempt writes up to 1." in str(answer)
     assert [path.name for path in run_dir.iterdir()] == ["run.yaml"]
