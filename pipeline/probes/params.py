@@ -45,6 +45,13 @@ class BenchParams(ProbeParams):
     """Timed steps of each engine; a spread needs four."""
 
 
+class MachineParams(ProbeParams):
+    """Arguments of the measurement of a machine."""
+
+    seconds_per_point: float = Field(gt=0.0)
+    """How long each point of a curve is measured; five calls at least."""
+
+
 def check_probe(
     probe: str, params: Mapping[str, Any], runs: Mapping[str, RunConfig], num_workers: int
 ) -> None:
@@ -68,6 +75,8 @@ def check_probe(
         validate(BenchParams, dict(params), f"probe {probe}, params")
         for run in runs.values():
             plan_batches(run.train, num_workers)
+    if probe == "machine":
+        validate(MachineParams, dict(params), f"probe {probe}, params")
     if probe == "model_state":
         states = validate(ModelStateParams, dict(params), f"probe {probe}, params")
         for run in runs.values():
