@@ -191,20 +191,6 @@ def best_lines(best: "Candidate | None", step: "StepTime") -> list[str]:
     ]
 
 
-def error_line(machines: "Machines") -> str:
-    """Say what the marks mean and how far off the model has been."""
-    from pipeline.estimate import forecast
-
-    if machines.hardware.kind == "cpu":
-        off = f"{forecast.MEASURED_ERROR_FRACTION:.0%} off at the median of runs on such a CPU"
-    else:
-        off = (
-            f"{forecast.PUBLISHED_ERROR_FRACTION:.0%} off at the median of published runs, "
-            f"{forecast.FOREIGN_ERROR_FRACTION:.0%} of new systems"
-        )
-    return f"= counted, ~ modelled (docs/estimate.md)\nspeed was {off}"
-
-
 def advice_lines(advice: "Advice", num_ranks: int) -> list[str]:
     """Say what to change so that a run fits."""
     lines = [f"to fit: {override} ({fit.needed_bytes / GIB:.2f} GiB)" for override, fit in

@@ -57,17 +57,12 @@ def estimate_cell(cell: "Cell", cluster: "ClusterConfig") -> dict[str, Any] | No
     Raises:
         ConfigError: A figure of the hardware is missing, or there are more ranks than devices.
     """
-    from pipeline.estimate.forecast import Machines, forecast, vocab_size_of
+    from pipeline.estimate.forecast import forecast, machines_of, vocab_size_of
     from pipeline.study.plan import TrainCell
 
-    if cluster.hardware is None or not isinstance(cell, TrainCell):
+    machines = machines_of(cluster, cell.num_workers)
+    if machines is None or not isinstance(cell, TrainCell):
         return None
-    on_cpu = cluster.hardware.kind == "cpu"
-    machines = Machines(
-        hardware=cluster.hardware,
-        num_ranks=cell.num_workers,
-        threads_per_rank=cluster.threads_per_worker if on_cpu else 1,
-    )
     found = forecast(cell.run, vocab_size_of(cell.run), machines)
     return {
         "fits": found.fit.is_enough,

@@ -1,4 +1,4 @@
-"""The verb that measures where the time of a run's steps goes: bench."""
+"""The verb that measures where the time of a run's steps goes, or what a machine can do: bench."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from launch.options import (
     RunRequest,
     load_request,
 )
-from launch.verbs_run import RunFile, describe, dry_run_lines
+from launch.verbs_run import describe, dry_run_lines
 
 LABELS = {
     "step_seconds": "step",
@@ -35,6 +35,18 @@ LABELS = {
 }
 """What a person reads for each measured name."""
 
+BenchedRun = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RUN]", help="Run YAML, or a run directory; none with --machine."),
+]
+MachineFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--machine",
+        metavar="FILE.yaml",
+        help="Measure this machine's curves and write a cluster file for `estimate` and `train`.",
+    ),
+]
 Steps = Annotated[int, typer.Option("--steps", metavar="N", help="Timed steps; 4 or more.")]
 
 
@@ -44,8 +56,9 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    config: RunFile,
+    config: BenchedRun = None,
     overrides: Overrides = None,
+    machine: MachineFile = None,
     steps: Steps = 20,
     launcher: LauncherName = None,
     cluster: ClusterFile = None,
@@ -55,8 +68,55 @@ def bench(
 ) -> None:
     """Measure the steps of a run: their parts, throughput, share of the peak, and memory.
 
-    Nothing of the run itself is touched: it is measured in the directory NAME-bench beside it.
+    Nothing of the run itself is touched: it is measured in the directory NAME-bench beside it. With
+    --machine FILE.yaml and no run, the curves of this machine are measured, on all of its cores.
     """
+    if machine is not None or config is None:
+        measure_machine(machine, config, cluster, workers, as_json=as_json, dry_run=dry_run)
+        return
+    bench_run(
+        config, overrides, steps=steps, launcher=launcher, cluster=cluster, workers=workers,
+        dry_run=dry_run, as_json=as_json,
+    )  # fmt: skip
+
+
+def measure_machine(
+    machine: Path | None, config: Path | None, cluster_file: Path | None, workers: int | None,
+    *, as_json: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """Measure this machine and write the file, or say what would be measured.
+
+    Raises:
+        ConfigError: A run is named as well, or no file.
+    """
+    from launch.bench_machine import check_request, measure
+    from launch.display import Display
+
+    display = Display(as_json=as_json)
+    cluster = check_request(machine, config, cluster_file, workers)
+    ranks = f"{cluster.num_workers} ranks of {cluster.threads_per_worker} threads"
+    if dry_run or machine is None:
+        display.answer(
+            {"machine": str(machine), "num_workers": cluster.num_workers},
+            [f"would measure {ranks} for {machine}"],
+        )
+        return
+    display.say(f"measuring this machine with {ranks}; let nothing else compute meanwhile")
+    tree = measure(cluster, machine, display)
+    display.answer(
+        {"machine": str(machine), **tree},
+        [
+            f"wrote {machine}: estimate with --cluster {machine}",
+            *(f"  {name:26} {value}" for name, value in tree["hardware"].items()),
+        ],
+    )
+
+
+def bench_run(
+    config: Path, overrides: list[str] | None, *, steps: int, launcher: str | None,
+    cluster: Path | None, workers: int | None, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure the steps of a run, or say what would be."""
     from launch import build_launcher
     from launch.display import Display, WatchedLauncher
     from launch.preparing import preparing

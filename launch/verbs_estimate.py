@@ -59,7 +59,7 @@ def estimate(
 
     request = load_request(config, overrides, cluster_file=cluster, num_workers=workers)
     display = Display(as_json=as_json)
-    machines = machines_of(request, cluster)
+    machines = stated_machines(request, cluster)
     if sweep is None:
         refuse_without_sweep(beside, picture)
         answer_forecast(display, request.run, machines)
@@ -67,17 +67,17 @@ def estimate(
     answer_sweep(display, request.run, machines, sweep, beside, picture)
 
 
-def machines_of(request: RunRequest, cluster_file: Path | None) -> "Machines":
+def stated_machines(request: RunRequest, cluster_file: Path | None) -> "Machines":
     """Give the ranks and the hardware of a request.
 
     Raises:
         ConfigError: The cluster states no hardware.
     """
     from pipeline.errors import ConfigError
-    from pipeline.estimate.forecast import Machines
+    from pipeline.estimate.forecast import machines_of
 
-    cluster = request.cluster
-    if cluster.hardware is None:
+    machines = machines_of(request.cluster, request.cluster.num_workers)
+    if machines is None:
         shipped = Path(__file__).resolve().parent.parent / "configs" / "cluster"
         known = [path.name for path in sorted(shipped.glob("*.yaml")) if "hardware:" in
                  path.read_text(encoding="utf-8")]  # fmt: skip
@@ -85,21 +85,16 @@ def machines_of(request: RunRequest, cluster_file: Path | None) -> "Machines":
             f"{cluster_file or 'no --cluster'}: `hardware` is not stated, and nothing is guessed; "
             f"name a cluster file that has it, as in configs/cluster/: {', '.join(known)}"
         )
-    on_cpu = cluster.hardware.kind == "cpu"
-    return Machines(
-        hardware=cluster.hardware,
-        num_ranks=cluster.num_workers,
-        threads_per_rank=cluster.threads_per_worker if on_cpu else 1,
-    )
+    return machines
 
 
 def answer_forecast(display: "Display", run: "RunConfig", machines: "Machines") -> None:
     """Show the forecast of one run, what to change if it does not fit, and the best layout."""
+    from launch.estimate_errors import error_facts, error_lines
     from launch.estimate_page import (
         advice_lines,
         best_lines,
         candidate_facts,
-        error_line,
         fit_table,
         forecast_facts,
         step_table,
@@ -107,12 +102,14 @@ def answer_forecast(display: "Display", run: "RunConfig", machines: "Machines") 
     )
     from pipeline.estimate.forecast import forecast, vocab_size_of
     from pipeline.estimate.search import advise, search
+    from pipeline.tracking.expectation import typical_errors
 
     vocab_size = vocab_size_of(run)
     found = forecast(run, vocab_size, machines)
     best = search(run, vocab_size, machines)
     advice = None if found.fit.is_enough else advise(run, vocab_size, machines, best)
     told = [] if advice is None else advice_lines(advice, machines.num_ranks)
+    errors = typical_errors(run.output_dir, machines.hardware.device, run.model.family)
     display.answer(
         {
             "run": run.name,
@@ -121,6 +118,7 @@ def answer_forecast(display: "Display", run: "RunConfig", machines: "Machines") 
             **forecast_facts(found, machines),
             "advice": told,
             "best": candidate_facts(best),
+            "errors": error_facts(errors),
         }
     )
     if display.as_json:
@@ -134,7 +132,8 @@ def answer_forecast(display: "Display", run: "RunConfig", machines: "Machines") 
         display.show(part)
     for line in (*summary_lines(found, machines), *best_lines(best, found.step)):
         display.say(line)
-    display.say(error_line(machines))
+    for line in error_lines(machines, run.model.family, errors):
+        display.say(line)
 
 
 def answer_sweep(
@@ -150,10 +149,12 @@ def answer_sweep(
     node_counts = parse_range(text)
     vocab_size = vocab_size_of(run)
     other = counterpart(run, vocab_size) if beside is None else load_run(beside)
-    runs = {family_label(run): run, family_label(other): other}
-    if len(runs) == 1:
-        runs = {run.name: run, other.name: other}
-    found = sweep(runs, vocab_size, machines.hardware, node_counts, machines.threads_per_rank)
+    first, second = sweep_labels(run, other)
+    runs = {first: run, second: other}
+    vocab_sizes = {
+        first: vocab_size, second: vocab_size if beside is None else vocab_size_of(other)
+    }  # fmt: skip
+    found = sweep(runs, vocab_sizes, machines.hardware, node_counts, machines.threads_per_rank)
     answer: dict[str, Any] = {"device": machines.hardware.device, **sweep_facts(found)}
     if picture is not None:
         from pipeline.study.sweep_figure import write_sweep
@@ -163,7 +164,7 @@ def answer_sweep(
     display.answer(answer)
     if display.as_json:
         return
-    labels = {label: describe_model(one, vocab_size) for label, one in runs.items()}
+    labels = {label: describe_model(one, vocab_sizes[label]) for label, one in runs.items()}
     for part in sweep_page(found, labels):
         display.show(part)
     if picture is not None:
@@ -198,9 +199,12 @@ def counterpart(run: "RunConfig", vocab_size: int) -> "RunConfig":
     return run.model_copy(update={"model": found.model})
 
 
-def family_label(run: "RunConfig") -> str:
-    """Name a run by its family."""
-    return run.model.family
+def sweep_labels(run: "RunConfig", other: "RunConfig") -> tuple[str, str]:
+    """Name two runs by their families, else by their names, else by their places."""
+    for first, second in ((run.model.family, other.model.family), (run.name, other.name)):
+        if first != second:
+            return first, second
+    return run.name, f"{other.name} (beside)"
 
 
 def describe_model(run: "RunConfig", vocab_size: int) -> str:
@@ -244,7 +248,7 @@ def refuse_unless_it_fits(request: RunRequest, *, force: bool) -> None:
     is_unknown = run.model.vocab_size is None and run.data.tokenizer.path is not None
     if request.cluster.hardware is None or force or is_unknown:
         return
-    machines = machines_of(request, None)
+    machines = stated_machines(request, None)
     vocab_size = vocab_size_of(run)
     fit = predict_fit(run, vocab_size, machines)
     if fit.needed_bytes <= (1.0 + MEMORY_ERROR_FRACTION) * fit.capacity_bytes:

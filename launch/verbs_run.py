@@ -50,6 +50,7 @@ def train(
 
     from launch import build_launcher
     from launch.display import Display, WatchedLauncher
+    from launch.expecting import ExpectingLauncher
     from launch.preparing import preparing
     from launch.run_dirs import init_run
     from launch.run_lock import alone_in
@@ -66,7 +67,10 @@ def train(
     plan = describe(request, display.say)
     refuse_unless_it_fits(request, force=force)
     stop = StopRequest(display.say)
-    starter = WatchedLauncher(launcher=build_launcher(request.cluster, stop), display=display)
+    expecting = ExpectingLauncher(
+        launcher=build_launcher(request.cluster, stop), cluster=request.cluster, say=display.say
+    )
+    starter = WatchedLauncher(launcher=expecting, display=display)
     num_workers = request.cluster.num_workers
     if dry_run:
         command = starter.command(Path(plan["run_dir"]), num_workers=num_workers)

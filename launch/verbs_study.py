@@ -59,6 +59,7 @@ def study(
     """Run every cell of a study that is not finished, then analyze and report."""
     from launch import build_launcher
     from launch.display import Display, WatchedLauncher
+    from launch.expecting import ExpectingLauncher
     from launch.stopping import StopRequest
     from launch.study_estimate import with_hardware
     from pipeline.study.plan import plan_study
@@ -68,7 +69,10 @@ def study(
     loaded = with_hardware(loaded, cluster, is_dry_run=dry_run)
     plan = plan_study(loaded)
     stop = StopRequest(display.say)
-    starter = WatchedLauncher(launcher=build_launcher(loaded.cluster, stop), display=display)
+    expecting = ExpectingLauncher(
+        launcher=build_launcher(loaded.cluster, stop), cluster=loaded.cluster, say=display.say
+    )
+    starter = WatchedLauncher(launcher=expecting, display=display)
     if dry_run:
         answer_dry_run(display, loaded, plan, starter)
         return

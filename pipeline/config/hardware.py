@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.config.section import Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter"]
 
 LOOK_UP = {
     "device": "the name of the device, as in nvidia-smi -L or lscpu",
@@ -72,6 +73,15 @@ class Link(HardwareSection):
     fraction: float = Field(default=0.8, gt=0.0, le=1.0)
     """Share of the bandwidth that collectives reach; 0.8, because protocols take about a fifth.
     Source: NVIDIA/nccl-tests issue 212 (370 of 450 GB/s on H100)."""
+    fraction_by_operation: dict[Operation, Annotated[float, Field(gt=0.0, le=1.0)]] = Field(
+        default_factory=dict
+    )
+    """The same for one kind of collective, where it was measured and differs: gloo passes what it
+    gathers through more copies than what it sums."""
+
+    def fraction_of(self, operation: Operation) -> float:
+        """Give the share that a collective reaches."""
+        return self.fraction_by_operation.get(operation, self.fraction)
 
 
 class Price(HardwareSection):
@@ -129,6 +139,15 @@ class HardwareConfig(HardwareSection):
     recurrent_step_seconds: float = Field(ge=0.0)
     """What each step of a recurrence takes at least: its product and its gates cannot start before
     the step before has ended."""
+    recurrent_fraction: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Share of the peak that the products of recurrent steps reach, which are thin; None takes
+    `product_fraction`."""
+    update_bytes_per_second: float | None = Field(default=None, gt=0.0)
+    """What the optimizer reaches, whose tensors are larger than those between the products; None
+    takes the bandwidth times `memory_fraction`."""
+    crowded_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of its speed that a device keeps while all devices of its host compute, which the cores
+    of a CPU do on one memory and cache; 1 for GPUs, which have their own."""
     overlap_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the time of collectives in forward and backward passes that may hide behind
     products; 0 where ranks compute and send with the same cores."""
@@ -162,6 +181,15 @@ class HardwareConfig(HardwareSection):
     def num_devices(self) -> int:
         """Devices of all hosts."""
         return self.num_nodes * self.devices_per_node
+
+    def crowding(self, num_busy: int) -> float:
+        """Give the share of its speed that a device keeps beside others of its host.
+
+        Args:
+            num_busy: Devices of the host that compute, this one included.
+        """
+        others = min(num_busy, self.devices_per_node) - 1
+        return 1.0 - (1.0 - self.crowded_fraction) * others / max(1, self.devices_per_node - 1)
 
     def with_nodes(self, num_nodes: int) -> "HardwareConfig":
         """Give the same hosts in another number.

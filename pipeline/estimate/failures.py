@@ -17,6 +17,9 @@ HOST_COPY_BYTES_PER_SECOND = 2.0e10
 carries 3.2e10 by its specification; the share of two thirds is assumed."""
 
 SECONDS_PER_HOUR = 3600.0
+UNKNOWN_STORAGE = "hardware.storage_bytes_per_second is not stated"
+LARGEST_EXPONENT = 500.0
+"""Runs that fail this often before they are through never are; e^500 still is a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,8 @@ class Goodput:
     best_interval_seconds: float | None
     """Between two checkpoints by Young's formula; None where it has no answer."""
     num_failures: float | None
-    """Failures expected until the token budget is reached; None where their rate is not stated."""
+    """Failures expected until the token budget is reached, in the time that they cost themselves
+    as well; None where their rate is not stated."""
     note: str
     """What was left out, for want of a figure."""
 
@@ -75,7 +79,7 @@ def predict_goodput(
     """Give the share of time that trains.
 
     A checkpoint costs its wait, a failure half an interval of steps and a restart. Without
-    checkpoints a failure costs half of all that was trained.
+    checkpoints a failure costs all that was trained.
 
     Args:
         run: Its checkpoint policy and budget.
@@ -87,25 +91,49 @@ def predict_goodput(
     cost = checkpoint_seconds(run, num_parameters, num_ranks, hardware)
     interval = _interval_seconds(run, step_seconds)
     total = run.train.total_steps * step_seconds
+    wait = cost / interval if cost is not None and interval is not None else 0.0
+    unknown = cost is None and interval is not None
+    note = f"{UNKNOWN_STORAGE}: checkpoints cost nothing here" if unknown else ""
     if hardware.failures is None:
-        wait = cost / interval if cost is not None and interval is not None else 0.0
+        told = "hardware.failures is not stated, so none counts"
         return Goodput(
             fraction=1.0 / (1.0 + wait), checkpoint_seconds=cost, interval_seconds=interval,
             best_interval_seconds=None, num_failures=None,
-            note="hardware.failures is not stated, so none counts",
+            note=f"{note}; {told}" if note else told,
         )  # fmt: skip
     between = hardware.failures.mean_hours_between * SECONDS_PER_HOUR / num_ranks
-    lost = min(interval or total, total) / 2 + hardware.failures.restart_seconds
-    wait = cost / interval if cost is not None and interval is not None else 0.0
-    unknown = "" if cost is not None else "hardware.storage_bytes_per_second is not stated: "
+    restart = hardware.failures.restart_seconds
+    if interval is None or interval >= total:
+        fraction = undivided_fraction(total, between, restart)
+        note = "a failure begins anew, for want of a checkpoint before the end"
+    else:
+        fraction = 1.0 / (1.0 + wait + (interval / 2 + restart) / between)
     return Goodput(
-        fraction=1.0 / (1.0 + wait + lost / between),
+        fraction=fraction,
         checkpoint_seconds=cost,
         interval_seconds=interval,
         best_interval_seconds=young_interval(cost, between) if cost else None,
-        num_failures=total / between,
-        note=f"{unknown}checkpoints cost nothing here" if unknown else "",
+        num_failures=total / fraction / between,
+        note=note,
     )
+
+
+def undivided_fraction(total_seconds: float, between: float, restart_seconds: float) -> float:
+    """Give the share of time that trains where every failure begins the whole run anew.
+
+    The time until a run without failures is through is (between + restart) x (e^x - 1), with x =
+    total / between.
+
+    Args:
+        total_seconds: Of all steps.
+        between: Mean time between failures of all ranks together.
+        restart_seconds: From a failure to the first step.
+
+    Source: Daly 2006, A higher order estimate of the optimum checkpoint interval, equation 13, for
+    one segment.
+    """
+    times = min(total_seconds / between, LARGEST_EXPONENT)
+    return total_seconds / ((between + restart_seconds) * math.expm1(times))
 
 
 def _interval_seconds(run: RunConfig, step_seconds: float) -> float | None:

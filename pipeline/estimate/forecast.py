@@ -4,12 +4,14 @@ import math
 from dataclasses import dataclass
 
 from pipeline.config.batching import BatchPlan, plan_batches
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.hardware import HardwareConfig, Precision
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.estimate.activations import MemoryComponent
 from pipeline.estimate.chain import dependent_operations
 from pipeline.estimate.failures import SECONDS_PER_HOUR, Goodput, predict_goodput
-from pipeline.estimate.memory import MemoryComponent, memory_table, peak_bytes
+from pipeline.estimate.memory import memory_table, peak_bytes
 from pipeline.estimate.step_time import StepTime, step_time
 
 PUBLISHED_ERROR_FRACTION = 0.08
@@ -60,6 +62,19 @@ class Machines:
             KeyError: None is stated for the number format; `step_time` has said so before.
         """
         return self.hardware.peak_flops_per_second[precision] * self.num_devices
+
+
+def machines_of(cluster: ClusterConfig, num_ranks: int) -> Machines | None:
+    """Give the ranks of a cluster on its hardware; None where it states none.
+
+    Args:
+        cluster: Hardware, and threads of a rank on CPUs.
+        num_ranks: World size.
+    """
+    if cluster.hardware is None:
+        return None
+    threads = cluster.threads_per_worker if cluster.hardware.kind == "cpu" else 1
+    return Machines(hardware=cluster.hardware, num_ranks=num_ranks, threads_per_rank=threads)
 
 
 @dataclass(frozen=True, kw_only=True)

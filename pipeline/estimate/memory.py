@@ -9,13 +9,11 @@ ones at every moment.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from pipeline.config.batching import plan_batches
-from pipeline.config.chunks import head_chunk_tokens
-from pipeline.config.lstm import LstmConfig
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.estimate.activations import Accelerator, MemoryComponent, Place, activations
 from pipeline.estimate.collectives import (
     VALUE_BYTES,
     bucket_elements,
@@ -27,11 +25,6 @@ from pipeline.estimate.parameters import Layout, layout_of
 from pipeline.estimate.state import MASTER_BYTES, Offload, RankState, state_bytes
 
 MIB = 2**20
-Accelerator = Literal["cpu", "cuda"]
-"""What a rank computes on."""
-Place = Literal["device", "host"]
-"""Where bytes lie; on a CPU everything is `device`, the memory of the rank's process."""
-
 BASE_BYTES = {
     ("cpu", "gpt"): 445 * MIB,
     ("cpu", "lstm_attention"): 465 * MIB,
@@ -52,28 +45,6 @@ CUDA_FRAGMENTATION_FRACTION = 0.05
 UPDATE_COPIES = {"cpu": 2, "cuda": 0}
 """Intermediate results of AdamW as large as the tensor that it updates: a root and its quotient;
 the fused kernel of CUDA makes none."""
-
-WORKSPACE_VALUES = 15.5
-"""Values of width h a token in oneDNN's workspace of an LSTM; see `lstm_activations`."""
-
-CHUNK_COPIES = 2
-"""Logits of a chunk and their probabilities, float32."""
-
-TOKEN_BYTES = 8
-"""Of a token id, a label or a count of bytes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryComponent:
-    """One part of a rank's memory."""
-
-    name: str
-    bytes: float
-    exact: bool
-    """Whether it is counted and tested equal; else it is a model, and `note` says of what."""
-    note: str
-    """Where the number comes from, in a few words."""
-    place: Place = "device"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +86,8 @@ def memory_table(
     """
     _check_offload(run, accelerator, offload)
     layout, state = layout_of(run.model, vocab_size), state_bytes(run, vocab_size, world_size)
-    activations = _activations(run, vocab_size, accelerator)
-    held = sum(part.bytes for part in activations) + _gathered(run, layout, world_size)
+    parts = activations(run, vocab_size, accelerator)
+    held = sum(part.bytes for part in parts) + _gathered(run, layout, world_size)
     accumulates = plan_batches(run.train, world_size).accumulation_steps > 1
     is_updated_on_host = offload != "none"
     moments = _Moments(
@@ -131,8 +102,10 @@ def memory_table(
     table = [
         *_state_components(run, state, offload),
         *_buffers(run, layout),
-        *_at_the_peak(run, layout, world_size, activations, moments),
-        _retained(run, layout, held if accumulates else held - gradients, moments, accelerator),
+        *_at_the_peak(run, layout, world_size, parts, moments),
+        _retained(
+            run, layout, world_size, held if accumulates else held - gradients, moments, accelerator
+        ),
     ]
     base = MemoryComponent(
         name="framework base", bytes=BASE_BYTES[accelerator, run.model.family], exact=False,
@@ -208,40 +181,6 @@ def _buffers(run: RunConfig, layout: Layout) -> list[MemoryComponent]:
     ]
 
 
-def _activations(
-    run: RunConfig, vocab_size: int, accelerator: Accelerator
-) -> list[MemoryComponent]:
-    """Give what a forward pass holds at its end."""
-    train, model, size = run.train, run.model, VALUE_BYTES[run.precision]
-    samples, rows = train.micro_batch_samples, model.resolved_vocab_size(vocab_size)
-    shape = (samples, train.sequence_tokens, rows, size)
-    kept = model.activation_bytes(*shape, train.activation_checkpointing)
-    num_tokens = samples * train.sequence_tokens
-    workspace = 0.0
-    if isinstance(model, LstmConfig) and model.cell == "lstm" and not model.input_feeding:
-        layers = 1 if train.activation_checkpointing else model.depth
-        workspace = WORKSPACE_VALUES * model.resolved_hidden_width * num_tokens * layers * size
-    again = 0.0
-    if train.activation_checkpointing:
-        again = (model.activation_bytes(*shape) - kept) / model.depth
-    chunk = min(head_chunk_tokens(rows, accelerator), num_tokens) * rows * 4 * CHUNK_COPIES
-    own = max(kept + again - workspace, 0.0)
-    return [
-        MemoryComponent(name="activations", bytes=own, exact=False, note="kept for backward"),
-        MemoryComponent(
-            name="LSTM workspace", bytes=workspace, exact=False,
-            note="measured for oneDNN" if accelerator == "cpu" else "as oneDNN's, unknown on cuDNN",
-        ),
-        MemoryComponent(
-            name="head logits", bytes=chunk, exact=False, note="a chunk, and its softmax"
-        ),
-        MemoryComponent(
-            name="input batch", bytes=3 * TOKEN_BYTES * num_tokens, exact=False,
-            note="tokens, labels and bytes of text",
-        ),
-    ]  # fmt: skip
-
-
 def _gathered(run: RunConfig, layout: Layout, world_size: int) -> float:
     """Give what ZeRO 3 has gathered at most: a bucket, and a part of it in its raw form."""
     if run.zero.stage < 3 or world_size == 1:
@@ -305,7 +244,7 @@ def _at_the_peak(
     run: RunConfig,
     layout: Layout,
     world_size: int,
-    activations: list[MemoryComponent],
+    parts: list[MemoryComponent],
     moments: _Moments,
 ) -> list[MemoryComponent]:
     """Give the components of the fullest moment."""
@@ -313,7 +252,7 @@ def _at_the_peak(
         gathered = _gathered(run, layout, world_size)
         note = "working weights of the modules at hand"
         found = MemoryComponent(name="gathered parameters", bytes=gathered, exact=False, note=note)
-        return [*activations, found]
+        return [*parts, found]
     if moments.largest == moments.update:
         note = "flat gradient and AdamW's intermediate results"
         return [MemoryComponent(name="update", bytes=moments.update, exact=False, note=note)]
@@ -324,11 +263,15 @@ def _at_the_peak(
 def _retained(
     run: RunConfig,
     layout: Layout,
+    world_size: int,
     held: float,
     moments: _Moments,
     accelerator: Accelerator,
 ) -> MemoryComponent:
-    """Give the small blocks that a CPU's C library keeps although they are free at the peak."""
+    """Give the small blocks that a CPU's C library keeps although they are free at the peak.
+
+    Where the fullest moment asks for small blocks itself, it takes these.
+    """
     found = MemoryComponent(
         name="freed blocks", bytes=0.0, exact=False, note="small ones, which the C library keeps"
     )
@@ -343,4 +286,21 @@ def _retained(
     num_tokens = run.train.micro_batch_samples * run.train.sequence_tokens
     widest = 4 * run.model.width * num_tokens * size
     kept = held if widest < RETAINED_BLOCK_BYTES else 0.0
-    return replace(found, bytes=max(before, kept))
+    is_small = _largest_block(run, layout, world_size, moments) < RETAINED_BLOCK_BYTES
+    taken = moments.largest if is_small else 0.0
+    return replace(found, bytes=max(before - taken, kept - taken, 0.0))
+
+
+def _largest_block(run: RunConfig, layout: Layout, world_size: int, moments: _Moments) -> float:
+    """Give the bytes of the largest tensor that the reduction or the update makes."""
+    stage, groups = run.zero.stage, groups_of(layout)
+    if moments.largest == moments.reduction:
+        elements = sum(p.num_elements for p in layout.parameters)
+        return VALUE_BYTES[run.precision] * (
+            elements if stage == 0 else bucket_elements(run, layout)
+        )
+    if stage == 0:
+        return MASTER_BYTES * max(p.num_elements for p in layout.parameters)
+    if stage == 3:
+        return MASTER_BYTES * max(max(subgroup_elements(group, world_size)) for group in groups)
+    return MASTER_BYTES * max(group_elements(group, world_size) for group in groups) / world_size

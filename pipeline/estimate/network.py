@@ -31,12 +31,18 @@ class Topology:
     num_nodes: int
     kind: str
     """cpu or cuda."""
-    bytes_per_second: float
-    """What one direction of a ring carries."""
+    links: tuple[Link, ...]
+    """Those that a ring crosses."""
     intra_seconds: float
     """One hop inside a host."""
     inter_seconds: float
     """One hop between hosts."""
+
+    def bytes_per_second(self, op: Op) -> float:
+        """Give what one direction of a ring carries: the slowest link bounds it."""
+        return min(
+            (link.bytes_per_second * link.fraction_of(op) for link in self.links), default=math.inf
+        )
 
 
 def lay_out(hardware: HardwareConfig, num_ranks: int, ranks_per_node: int) -> Topology:
@@ -62,9 +68,7 @@ def lay_out(hardware: HardwareConfig, num_ranks: int, ranks_per_node: int) -> To
         num_ranks=num_ranks,
         num_nodes=num_nodes,
         kind=hardware.kind,
-        bytes_per_second=min(
-            (link.bytes_per_second * link.fraction for link in needed), default=math.inf
-        ),
+        links=tuple(needed),
         intra_seconds=intra,
         inter_seconds=inter,
     )
@@ -97,18 +101,15 @@ def _ring_seconds(op: Op, num_bytes: float, topology: Topology) -> float:
     num_hops = rounds * (topology.num_ranks - 1)
     between = rounds * (topology.num_nodes - 1)
     latency = (num_hops - between) * topology.intra_seconds + between * topology.inter_seconds
-    # Broadcast and reduce pass the whole tensor on, in pieces.
-    is_whole = op in ("broadcast", "reduce")
-    share = 1.0 if is_whole else (topology.num_ranks - 1) / topology.num_ranks
-    moved = rounds * share * num_bytes
-    return BASE_SECONDS[topology.kind] + latency + moved / topology.bytes_per_second
+    moved = rounds * (topology.num_ranks - 1) / topology.num_ranks * num_bytes
+    return BASE_SECONDS[topology.kind] + latency + moved / topology.bytes_per_second(op)
 
 
 def _tree_seconds(num_bytes: float, topology: Topology) -> float:
     ranks_of_host = math.ceil(topology.num_ranks / topology.num_nodes)
     depth = math.ceil(math.log2(topology.num_nodes))
     latency = (ranks_of_host - 1) * topology.intra_seconds + depth * topology.inter_seconds
-    bandwidth = TREE_FRACTION * topology.bytes_per_second
+    bandwidth = TREE_FRACTION * topology.bytes_per_second("all_reduce")
     return BASE_SECONDS[topology.kind] + 2 * latency + 2 * num_bytes / bandwidth
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.config.chunks import head_chunk_tokens, piece_queries
+from pipeline.config.chunks import MAX_PLAIN_KEYS, head_chunk_tokens, piece_queries
 from pipeline.config.gpt import GptConfig
 from pipeline.config.lstm import LstmConfig
 from pipeline.config.lstm_fields import NUM_GATES
@@ -111,6 +111,18 @@ def matrix_products(
     for product in _head(model.width, rows, num_tokens, accelerator):
         found[product] += 1
     return [replace(product, times=times) for product, times in found.items()]
+
+
+def attends_plainly(run: RunConfig, accelerator: Literal["cpu", "cuda"]) -> bool:
+    """Tell whether the Transformer's attention runs as plain products, which keep their scores.
+
+    Args:
+        run: Model, sequence length and number format.
+        accelerator: What computes.
+    """
+    is_short = run.train.sequence_tokens <= MAX_PLAIN_KEYS
+    is_cpu_bf16 = accelerator == "cpu" and run.precision == "bf16"
+    return is_cpu_bf16 and is_short and isinstance(run.model, GptConfig)
 
 
 def _body(model: GptConfig | LstmConfig, tokens: _Tokens, again: bool) -> Iterator[MatrixProduct]:

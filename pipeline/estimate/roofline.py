@@ -30,6 +30,8 @@ class Rates:
 
     flops_per_second: float
     """Of large matrix products."""
+    recurrent_flops_per_second: float
+    """Of the products of recurrent steps."""
     attention_flops_per_second: float
     """Of fused attention."""
     memory_bytes_per_second: float
@@ -76,6 +78,8 @@ def rates_of(hardware: HardwareConfig, precision: Precision, num_threads: int = 
     peak = hardware.peak_flops_per_second[precision] * num_threads
     return Rates(
         flops_per_second=peak * hardware.product_fraction,
+        recurrent_flops_per_second=peak
+        * (hardware.recurrent_fraction or hardware.product_fraction),
         attention_flops_per_second=peak * hardware.attention_fraction,
         memory_bytes_per_second=(
             hardware.memory_bytes_per_second * hardware.memory_fraction * num_threads
@@ -88,7 +92,11 @@ def rates_of(hardware: HardwareConfig, precision: Precision, num_threads: int = 
 
 
 def compute_seconds(
-    products: Iterable[MatrixProduct], rates: Rates, *, fused_attention: bool
+    products: Iterable[MatrixProduct],
+    rates: Rates,
+    *,
+    fused_attention: bool,
+    skips_masked: bool = True,
 ) -> ComputeSeconds:
     """Add up the products of a micro-batch.
 
@@ -96,6 +104,7 @@ def compute_seconds(
         products: All of them.
         rates: Of the device.
         fused_attention: Whether one kernel computes scores, softmax and values.
+        skips_masked: Whether that kernel leaves out the pairs that no query sees.
     """
     plain = attention = recurrence = floor = 0.0
     num_calls = 0
@@ -106,7 +115,9 @@ def compute_seconds(
             continue
         num_calls += product.times
         if is_attention(product):
-            attention += attention_seconds(product, rates, fused=fused_attention)
+            attention += attention_seconds(
+                product, rates, fused=fused_attention, skips_masked=skips_masked
+            )
         else:
             plain += product.times * product_seconds(product, rates)
     return ComputeSeconds(
@@ -132,19 +143,22 @@ def product_seconds(product: MatrixProduct, rates: Rates) -> float:
 
 def step_seconds(product: MatrixProduct, rates: Rates) -> float:
     """Give the seconds of one step of a recurrence; its matrix stays in the cache if it fits."""
-    work = _flops(product) / rates.flops_per_second
+    work = _flops(product) / rates.recurrent_flops_per_second
     num_bytes = _moved_bytes(product, rates)
     is_cached = num_bytes <= rates.cache_bytes
     moved = 0.0 if is_cached else num_bytes / rates.memory_bytes_per_second
     return max(work, moved) + rates.step_seconds
 
 
-def attention_seconds(product: MatrixProduct, rates: Rates, *, fused: bool) -> float:
+def attention_seconds(
+    product: MatrixProduct, rates: Rates, *, fused: bool, skips_masked: bool
+) -> float:
     """Give the seconds of all calls of one of attention's products."""
     start = product.times * rates.call_seconds
     if fused:
         again = FUSED_BACKWARD if product.pass_ == "backward" else 1.0
-        return start + again * product.needed_flops / rates.attention_flops_per_second
+        computed = product.needed_flops if skips_masked else product.flops
+        return start + again * computed / rates.attention_flops_per_second
     work = _flops(product) / rates.flops_per_second
     moved = PLAIN_PASSES * _moved_bytes(product, rates) / rates.memory_bytes_per_second
     return start + product.times * max(work, moved)

@@ -97,7 +97,7 @@ def layouts(run: RunConfig, num_ranks: int) -> Iterator[Layout]:
     samples = samples_per_rank(run, num_ranks)
     most = min(samples, LARGEST_MICRO_BATCH_SAMPLES)
     # Stages change nothing on one rank but the copy of the weights that stages 1 to 3 keep.
-    stages = (0, 1) if num_ranks == 1 else (0, 1, 2, 3)
+    stages = sorted({0, 1, run.zero.stage}) if num_ranks == 1 else [0, 1, 2, 3]
     for micro in range(1, most + 1):
         if samples % micro:
             continue
@@ -216,10 +216,14 @@ def _timed(
 
 
 def _least(run: RunConfig, vocab_size: int, machines: Machines) -> Fit:
-    """Give the need of the smallest layout: one sample, everything split and computed again."""
-    stage = 2 if run.train.compile else 3
-    layout = Layout(micro_batch_samples=1, zero_stage=stage, activation_checkpointing=True)
-    return predict_fit(with_layout(run, layout), vocab_size, machines)
+    """Give the need of the smallest layout: one sample a micro-batch, of any stage and either way
+    of keeping activations, as none is the smallest everywhere."""
+    fits = [
+        predict_fit(with_layout(run, layout), vocab_size, machines)
+        for layout in layouts(run, machines.num_ranks)
+        if layout.micro_batch_samples == 1
+    ]
+    return min(fits, key=lambda fit: fit.needed_bytes)
 
 
 def _enough_ranks(run: RunConfig, vocab_size: int, machines: Machines) -> int | None:

@@ -78,6 +78,18 @@ def state_bytes(run: RunConfig, vocab_size: int, world_size: int, rank: int = 0)
     )
 
 
+def largest_state_bytes(run: RunConfig, vocab_size: int, world_size: int) -> int:
+    """Give the model state of the rank that holds most.
+
+    Args:
+        run: Model, ZeRO stage and precision.
+        vocab_size: Entries of the tokenizer.
+        world_size: Number of ranks.
+    """
+    num_kinds = world_size if run.zero.stage == 2 else 1
+    return max(state_bytes(run, vocab_size, world_size, rank).total for rank in range(num_kinds))
+
+
 def _sharded(run: RunConfig, layout: Layout, world_size: int) -> RankState:
     """Give the state of stage 3, where each parameter is cut and padded on its own."""
     working = VALUE_BYTES[run.precision]

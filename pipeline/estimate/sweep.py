@@ -105,7 +105,7 @@ def parse_range(text: str) -> list[int]:
 
 def sweep(
     runs: Mapping[str, RunConfig],
-    vocab_size: int,
+    vocab_sizes: Mapping[str, int],
     hardware: HardwareConfig,
     node_counts: Sequence[int],
     threads_per_rank: int = 1,
@@ -114,7 +114,7 @@ def sweep(
 
     Args:
         runs: Label to run. For weak scaling its global batch is that of the fewest hosts.
-        vocab_size: Rows V of the embedding table.
+        vocab_sizes: Label to the rows V of the run's embedding table.
         hardware: One host and the links.
         node_counts: Numbers of hosts, rising.
         threads_per_rank: Cores of one rank; 1 with GPUs.
@@ -124,7 +124,7 @@ def sweep(
     scalings: tuple[Scaling, ...] = ("weak", "strong")
     for label, run in runs.items():
         for scaling in scalings:
-            line = Line(label=label, run=run, vocab_size=vocab_size, scaling=scaling)
+            line = Line(label=label, run=run, vocab_size=vocab_sizes[label], scaling=scaling)
             for found in _predict_line(line, hardware, node_counts, threads_per_rank):
                 if isinstance(found, Gap):
                     gaps.append(found)

@@ -11,16 +11,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.config.chunks import MAX_PLAIN_KEYS
 from pipeline.config.gpt import GptConfig
 from pipeline.models.documents import Borders
 from pipeline.models.layers import initialize_linear
 from pipeline.models.positions import Rotation, alibi_bias, rotary_table, rotate
-
-MAX_PLAIN_KEYS = 512
-"""Longest attention that a CPU computes in bf16 by plain products. With 256 keys, 8 samples and 4
-heads of 64 on 2 AVX-512 cores a layer took 13 ms so, compiled, and 26 ms in torch's fused kernel;
-plain products keep T x S scores, so longer ones stay with the kernel, which keeps none. In float32
-the kernel is the faster one from the start: 19 ms against 23 ms on 2 AVX2 cores."""
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values `[B, G, S, K]` of the tokens so far."""

@@ -3,6 +3,7 @@
 PROBES = {
     "step_time": "pipeline.probes.step_time:run",
     "bench": "pipeline.probes.bench:run",
+    "machine": "pipeline.probes.machine:run",
     "model_state": "pipeline.probes.model_state:run",
     "gradient_distance": "pipeline.probes.gradient_distance:run",
     "context_use": "pipeline.probes.context_use:run",

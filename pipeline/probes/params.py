@@ -59,9 +59,17 @@ class BenchParams(ProbeParams):
     """Timed steps of each engine; a spread needs four."""
 
 
+class MachineParams(ProbeParams):
+    """Arguments of the measurement of a machine."""
+
+    seconds_per_point: float = Field(gt=0.0)
+    """How long each point of a curve is measured; five calls at least."""
+
+
 SCHEMAS: dict[str, type[ProbeParams]] = {
     "step_time": StepTimeParams,
     "bench": BenchParams,
+    "machine": MachineParams,
     "model_state": ModelStateParams,
     "gradient_distance": GradientParams,
     "context_use": ContextParams,

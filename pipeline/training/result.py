@@ -13,6 +13,7 @@ from pipeline.data.shards import ShardManifest
 from pipeline.errors import ConfigError
 from pipeline.tracking.environment import ENVIRONMENT_FILE, write_environment
 from pipeline.tracking.events import read_events
+from pipeline.tracking.expectation import compare, read_expectation
 from pipeline.tracking.goodput import goodput_fraction
 from pipeline.tracking.store import (
     RESULT_FILE,
@@ -30,7 +31,7 @@ from pipeline.tracking.store import (
 from pipeline.training.attempts import ACCOUNT
 from pipeline.training.branching import first_state
 from pipeline.training.checkpoint import TrainState
-from pipeline.training.device import device_name, peak_memory
+from pipeline.training.device import device_kind, device_name, peak_memory
 from pipeline.training.distributed import barrier, gather_json
 from pipeline.training.evaluation import EvalOutcome
 from pipeline.training.guard import GuardState
@@ -137,6 +138,8 @@ def finish(
     memory = gather_json(peak_memory(ranks.device), ranks)
     spent = spent_seconds(training)
     metrics = _metrics(training, state, final, spent, state_bytes, memory)
+    if (expected := read_expectation(run_dir)) is not None:
+        metrics |= compare(expected, metrics, device_kind(ranks.device), ranks.world_size)
     written: Any = None
     if ranks.rank == 0:
         values = {name: metric.value for name, metric in metrics.items()}

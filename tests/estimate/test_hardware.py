@@ -80,3 +80,11 @@ def test_more_ranks_than_gpus_are_refused() -> None:
 def test_a_cluster_without_hardware_loads_as_before() -> None:
     assert ClusterConfig().hardware is None
     assert load_cluster(CLUSTERS / "local-2.yaml").hardware is None
+
+
+def test_devices_lose_speed_with_each_that_computes_beside_them() -> None:
+    """A quarter is lost when all 8 are busy; beside 3 of 7 others, three sevenths of it."""
+    tree = yaml.safe_load((CLUSTERS / "h100-8.yaml").read_text())["hardware"]
+    hardware = HardwareConfig.model_validate({**tree, "crowded_fraction": 0.75})
+    assert [hardware.crowding(busy) for busy in (1, 8, 16)] == [1.0, 0.75, 0.75]
+    assert hardware.crowding(4) == pytest.approx(1 - 0.25 * 3 / 7)

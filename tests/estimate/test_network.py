@@ -42,13 +42,6 @@ def test_an_all_reduce_of_a_large_tensor_is_two_rings() -> None:
     )
 
 
-def test_a_broadcast_passes_the_whole_tensor_on() -> None:
-    expected = BASE + 7e-6 + 0.01
-    assert collective_seconds("broadcast", GIGA, lay_out(machine(), 8, 8)) == pytest.approx(
-        expected
-    )
-
-
 def test_between_hosts_the_slowest_link_bounds_a_ring_and_hops_cost_more() -> None:
     """16 hosts of 8: 15 hops of 10 us, 112 of 1 us, 127/128 of 1 GB at 50 GB/s."""
     topology = lay_out(machine(num_nodes=16), 128, 8)
@@ -69,7 +62,19 @@ def test_a_small_all_reduce_over_many_hosts_goes_by_a_tree() -> None:
 def test_protocols_take_their_share_of_a_link() -> None:
     """nccl-tests issue 212: 370 of NVLink's 450 GB/s, for anything but NVLink SHARP."""
     topology = lay_out(hardware_of("h100-8", 8), 8, 8)
-    assert topology.bytes_per_second == pytest.approx(370 * GIGA, rel=0.05)
+    assert topology.bytes_per_second("all_reduce") == pytest.approx(370 * GIGA, rel=0.05)
+
+
+def test_an_operation_that_was_measured_has_its_own_share_of_a_link() -> None:
+    """A quarter of 100 GB/s for gathers, all of it for the rest."""
+    link = machine().intra_node
+    assert link is not None
+    slow = link.model_copy(update={"fraction_by_operation": {"all_gather": 0.25}})
+    topology = lay_out(machine(intra_node=slow.model_dump()), 8, 8)
+    gathered = BASE + 7e-6 + 7 / 8 * 0.04
+    assert collective_seconds("all_gather", GIGA, topology) == pytest.approx(gathered)
+    scattered = BASE + 7e-6 + 7 / 8 * 0.01
+    assert collective_seconds("reduce_scatter", GIGA, topology) == pytest.approx(scattered)
 
 
 def test_a_link_that_is_needed_and_not_stated_is_named() -> None:

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.config.lstm import LstmConfig
 from pipeline.config.schema import RunConfig
 from pipeline.estimate.products import MatrixProduct, matrix_products
 from pipeline.models import build_model
 from pipeline.models.cells import MinLstm
 from pipeline.models.execution import set_execution
-from tests.estimate.counting import ProductLog, Shape, label
+from tests.estimate.counting import ProductLog, Shape
 
 SAMPLES, TOKENS, VOCAB = 3, 7, 40
 GPT: dict[str, Any] = {"family": "gpt", "width": 16, "depth": 2, "heads": 2}
@@ -126,5 +125,3 @@ def test_steps_of_a_recurrence_are_sequential_and_chunks_of_the_head_are_cut() -
     }
     # 2^22 logits would be 83 tokens, so that a chunk has the smallest size, 256.
     assert [(row.m, row.times) for row in rows if row.name == "head"] == [(256, 48)]
-    assert isinstance(run.model, LstmConfig)
-    assert label(run.model)

@@ -55,13 +55,17 @@ def test_the_layout_found_is_as_fast_as_any_that_fits(family: str) -> None:
     best = search(run, VOCABULARY, where)
     assert best is not None
     assert best.fit.is_enough
-    assert best.layout.micro_batch_samples * best.accumulation_steps * 8 == 512
     seconds = [
         step_time(changed, VOCABULARY, 8, where.hardware).seconds
         for layout in layouts(run, 8)
         if predict_fit(changed := with_layout(run, layout), VOCABULARY, where).is_enough
     ]
     assert best.step.seconds <= min(seconds) * (1 + EQUAL_FRACTION)
+
+
+def test_a_stage_that_a_run_states_for_one_rank_is_tried_as_well() -> None:
+    run = with_layout(recipe("gpt"), replace(layout_of(recipe("gpt")), zero_stage=3))
+    assert {layout.zero_stage for layout in layouts(run, 1)} == {0, 1, 3}
 
 
 def test_a_recurrence_wants_the_largest_micro_batch() -> None:
@@ -90,9 +94,9 @@ def test_what_a_large_model_needs_to_fit_is_said() -> None:
     assert advice.best is not None
     assert advice.best.layout.zero_stage > 0
     singles = dict(advice.single)
-    assert set(singles) <= {"zero.stage=1", "zero.stage=2", "zero.stage=3"}
-    assert all(fit.is_enough for fit in singles.values())
-    assert singles
+    # One sample or checkpointing alone leave the 107 GB, a stage takes 7/8 of most of them away.
+    assert [override[:-1] for override in singles] == ["zero.stage="]
+    assert all(fit.needed_bytes < 85.5e9 for fit in singles.values())
 
 
 def test_a_run_that_fits_on_more_ranks_only_says_on_how_many() -> None:
@@ -159,7 +163,8 @@ def test_a_sweep_to_1024_gpus_shows_where_the_chain_bites_in_under_two_seconds()
     """Strong scaling: the recurrence stops at its latency, the Transformer does not."""
     runs = {"gpt": recipe("gpt", 2**22), "lstm": recipe("lstm", 2**22)}
     started = time.process_time()
-    found = sweep(runs, VOCABULARY, hardware_of("h100-1024", 1024), parse_range("nodes=1..128"))
+    sizes = dict.fromkeys(runs, VOCABULARY)
+    found = sweep(runs, sizes, hardware_of("h100-1024", 1024), parse_range("nodes=1..128"))
     assert time.process_time() - started < 2.0
     assert len(found.points) == 2 * 2 * 8
     assert not found.gaps
@@ -177,7 +182,7 @@ def test_a_sweep_to_1024_gpus_shows_where_the_chain_bites_in_under_two_seconds()
 
 def test_hosts_over_which_a_batch_does_not_divide_are_gaps_with_a_reason() -> None:
     found = sweep(
-        {"gpt": recipe("gpt", 8 * 1024)}, VOCABULARY, hardware_of("h100-64", 64), [1, 2, 4]
+        {"gpt": recipe("gpt", 8 * 1024)}, {"gpt": VOCABULARY}, hardware_of("h100-64", 64), [1, 2, 4]
     )
     assert [point.num_nodes for point in found.of("gpt", "weak")] == [1, 2, 4]
     assert [point.num_nodes for point in found.of("gpt", "strong")] == [1]

@@ -9,6 +9,7 @@ from pipeline.config.hardware import HardwareConfig
 from pipeline.config.load import load_run
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.estimate.collectives import When
 from pipeline.estimate.failures import predict_goodput, young_interval
 from pipeline.estimate.products import MatrixProduct
 from pipeline.estimate.roofline import (
@@ -18,7 +19,7 @@ from pipeline.estimate.roofline import (
     rates_of,
     step_seconds,
 )
-from pipeline.estimate.step_time import step_time
+from pipeline.estimate.step_time import hidden_seconds, step_time
 from tests.estimate.published import hardware_of
 
 RUNS = Path(__file__).resolve().parents[2] / "configs" / "run"
@@ -129,6 +130,52 @@ def test_goodput_counts_waits_lost_steps_and_restarts() -> None:
     expected = 1 / (1 + wait / 3600 + (1800 + 300) / between)
     assert goodput.fraction == pytest.approx(expected)
     assert goodput.best_interval_seconds == pytest.approx(math.sqrt(2 * wait * between))
+
+
+def test_without_checkpoints_every_failure_begins_anew() -> None:
+    """As many hours as lie between two failures: (e - 1) times as long, and restarts on top."""
+    run = lstm()
+    policy = run.checkpoint.model_copy(update={"every_steps": None, "every_seconds": None})
+    run = run.model_copy(update={"checkpoint": policy})
+    hardware = hardware_of("h100-1024", 1024)
+    assert hardware.failures is not None
+    between = hardware.failures.mean_hours_between * 3600 / 1024
+    goodput = predict_goodput(run, 10**8, 1024, hardware, between / run.train.total_steps)
+    slower = (math.e - 1) * (between + hardware.failures.restart_seconds) / between
+    assert goodput.fraction == pytest.approx(1 / slower)
+    assert goodput.num_failures == pytest.approx(slower)
+    assert "begins anew" in goodput.note
+    for_ever = predict_goodput(run, 10**8, 1024, hardware, between)
+    assert 0 < for_ever.fraction < 1e-100
+
+
+@pytest.mark.parametrize(
+    ("fields", "share"),
+    [({}, (65 / 2) / 64), ({"positions": "alibi"}, 1.0), ({"window_tokens": 16}, 1.0),
+     ({"window_tokens": 64}, (65 / 2) / 64)],
+)  # fmt: skip
+def test_a_mask_as_a_tensor_makes_attention_compute_every_pair(
+    fields: dict[str, object], share: float
+) -> None:
+    """64 tokens see 32.5 on average; an explicit mask skips none of the pairs."""
+    tree = {"family": "gpt", "width": 64, "depth": 1, "heads": 1, "max_positions": 64, **fields}
+    run = RunConfig.model_validate(
+        {"model": tree, "train": {"sequence_tokens": 64, "micro_batch_samples": 1,
+                                  "global_batch_tokens": 64, "total_tokens": 64}}
+    )  # fmt: skip
+    hardware = device(peak_flops_per_second={"fp32": 1e14}, call_seconds=0.0)
+    # Two products forward, and four backward at 1.25 times their FLOPs.
+    whole = (2 + 4 * FUSED_BACKWARD) * 2.0 * 64 * 64 * 64 / 5e13
+    assert step_time(run, 512, 1, hardware).attention == pytest.approx(share * whole)
+
+
+def test_sums_hide_behind_nothing_at_stage_0_and_the_last_backward_at_stage_1() -> None:
+    """One second of backward sums, three seconds of passes in 2 micro-batches: 1 s is backward."""
+    sent: dict[When, float] = {"forward": 0.5, "backward": 1.5, "update": 1.0}
+    assert hidden_seconds(0, sent, 3.0, 2) == 0.0
+    assert hidden_seconds(1, sent, 3.0, 2) == pytest.approx(1.0)
+    assert hidden_seconds(1, sent, 30.0, 2) == pytest.approx(1.5)
+    assert hidden_seconds(3, sent, 3.0, 2) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

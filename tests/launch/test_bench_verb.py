@@ -1,12 +1,16 @@
 """`bench RUN` on real ranks of this machine."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from launch.bench_machine import check_request, measure
+from launch.display import Display
 from launch.verbs_bench import LABELS, build_table, show_value
+from pipeline.config.load import load_cluster
 from tests.launch.conftest import Cli
 
 
@@ -22,6 +26,31 @@ def test_bench_measures_a_run_on_two_ranks_and_leaves_it_alone(cli: Cli, tiny_ru
     assert list(measured) == list(LABELS)
     assert measured["step_seconds"]["num"] == 4
     assert measured["step_seconds"]["unit"] == "s"
+
+
+@pytest.mark.slow
+def test_a_measured_machine_estimates_a_run_that_then_says_how_far_off_that_was(
+    cli: Cli, tiny_run: Path, tmp_path: Path
+) -> None:
+    machine = tmp_path / "machine.yaml"
+    cluster = check_request(machine, None, None, 2)
+    measured = measure(cluster, machine, Display(as_json=True), seconds_per_point=0.01)
+    hardware = load_cluster(machine).hardware
+    assert hardware is not None
+    assert hardware.intra_node is not None
+    assert measured["hardware"]["device"] == hardware.device
+    name = "name=expected"
+    trained = cli("train", tiny_run, name, "--cluster", machine, "--workers", "1", "--json")
+    assert trained.code == 0, trained.err
+    metrics = trained.tree["metrics"]
+    expected = json.loads((Path(trained.tree["run_dir"]) / "estimate.json").read_text())
+    ratio = expected["step_seconds"] / metrics["perf/step_seconds"]
+    assert metrics["estimate/step_error_fraction"] == pytest.approx(ratio - 1)
+    assert metrics["estimate/state_error_fraction"] == 0.0
+    told = cli("estimate", tiny_run, name, "--cluster", machine, "--workers", "1", "--json")
+    assert told.tree["errors"]["state"] == {
+        "median_fraction": 0.0, "largest_fraction": 0.0, "num_runs": 1,
+    }  # fmt: skip
 
 
 def test_the_table_shows_every_measurement_on_a_line_of_80_columns() -> None:
