@@ -30,7 +30,7 @@ def prepare(
     from launch.display import Display
     from launch.prepare_preview import preview_facts, preview_lines
     from launch.preparing import prepare_shown
-    from pipeline.tracking.mlflow_sync import resolve_uri
+    from pipeline.tracking.mlflow_sync import uri_beside
 
     request = load_request(config, overrides)
     display = Display(as_json=as_json)
@@ -39,7 +39,7 @@ def prepare(
         display.answer({"data": as_tree(request.run.data), **facts}, preview_lines(facts))
         return
     run = request.run
-    uri = resolve_uri(run.output_dir, run.tracking.uri)
+    uri = uri_beside(run.output_dir, run.tracking.uri)
     manifest, totals = prepare_shown(run.data, display, is_whole=True, uri=uri)
     facts = describe_directory(manifest.directory)
     lines = [

@@ -132,10 +132,10 @@ def execute(
     from launch.sync_process import syncing
     from pipeline.data.ray_tasks import ray_session
     from pipeline.study.execute import run_study
-    from pipeline.tracking.mlflow_sync import resolve_uri
+    from pipeline.tracking.mlflow_sync import uri_beside
 
     configured = next(iter(plan.families.values())).tracking.uri
-    uri = resolve_uri(loaded.output_dir, configured)
+    uri = uri_beside(loaded.output_dir, configured)
     plan.directory.mkdir(parents=True, exist_ok=True)
     display.say(
         f"study {loaded.name}: {plan.num_cells} cells, launcher {loaded.cluster.launcher}, "

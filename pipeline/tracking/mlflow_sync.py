@@ -135,6 +135,14 @@ def resolve_uri(root: Path, uri: str | None) -> str:
         uri = uri or read_run(root).tracking.uri
     elif is_prepared(root):
         output_dir = root.parent.parent if root.parent.name == "data" else root.parent
+    return uri_beside(output_dir, uri)
+
+
+def uri_beside(output_dir: Path, uri: str | None) -> str:
+    """Give the configured URI, else SQLite in a directory that is known to be the output directory.
+
+    `resolve_uri` would take a user's own `run.yaml` or `study.yaml` in it for that of a run.
+    """
     if uri is None:
         return default_uri(output_dir)
     path = sqlite_path(uri)
