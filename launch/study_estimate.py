@@ -10,7 +10,7 @@ from launch.estimate_page import GIB
 if TYPE_CHECKING:
     from pipeline.config.cluster import ClusterConfig
     from pipeline.config.study import StudyConfig
-    from pipeline.study.plan import Cell
+    from pipeline.study.planned import Cell
 
 
 def with_hardware(
@@ -58,7 +58,7 @@ def estimate_cell(cell: "Cell", cluster: "ClusterConfig") -> dict[str, Any] | No
         ConfigError: A figure of the hardware is missing, or there are more ranks than devices.
     """
     from pipeline.estimate.forecast import forecast, machines_of, vocab_size_of
-    from pipeline.study.plan import TrainCell
+    from pipeline.study.planned import TrainCell
 
     machines = machines_of(cluster, cell.num_workers)
     if machines is None or not isinstance(cell, TrainCell):

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pipeline.config.study import StudyConfig
     from pipeline.data.shards import ShardManifest
     from pipeline.study.outcome import StudyResult
-    from pipeline.study.plan import Cell, StudyPlan
+    from pipeline.study.plan import StudyPlan
+    from pipeline.study.planned import Cell
     from pipeline.study.progress import StudyEvent
 
 EstimatedOn = Annotated[

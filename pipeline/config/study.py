@@ -16,7 +16,8 @@ class MatchConfig(Section):
     """Which quantity the families share, and how closely."""
 
     reference: Name
-    """Label of the family that keeps its shape; the others are adjusted to it."""
+    """Label of the family that keeps its shape; the others are adjusted to it, and compared with
+    it. On a ladder the reference is adjusted as well."""
     quantity: Literal["non_embedding_parameters", "total_parameters"] = "non_embedding_parameters"
     """The quantity to equalise."""
     tolerance_fraction: float = Field(default=0.02, gt=0.0, lt=1.0)
@@ -64,6 +65,39 @@ class SearchConfig(Section):
         return self
 
 
+class LadderConfig(Section):
+    """Sizes and lengths of training, for scaling laws: each family at each size.
+
+    For every seed one trunk trains at a constant rate; from it a run is cooled down to each length,
+    so that every length ends on a finished schedule at little more than the price of the longest.
+    """
+
+    sizes: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    """Parameters of each size, in `match.quantity`; every family's width follows."""
+    tokens: list[Annotated[int, Field(ge=1)]] | None = None
+    """Training tokens of each length, the same for every size; rounded to whole steps."""
+    tokens_per_parameter: list[Annotated[float, Field(gt=0.0)]] | None = None
+    """Instead of `tokens`: tokens over the size, so that larger models read more."""
+    decay_fraction: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """Share of a length that is cooled down over; Haegele et al. 2024 find 0.2 enough."""
+
+    @model_validator(mode="after")
+    def _lengths_are_stated_once(self) -> Self:
+        if (self.tokens is None) == (self.tokens_per_parameter is None):
+            raise ValueError("give tokens or tokens_per_parameter, one of the two")
+        for name in ("sizes", "tokens", "tokens_per_parameter"):
+            values = getattr(self, name)
+            if values is not None and (not values or values != sorted(set(values))):
+                raise ValueError(f"{name}={values} has to rise and to hold something")
+        return self
+
+    def lengths(self, size: int) -> list[float]:
+        """Give the training tokens of each length at a size."""
+        if self.tokens is not None:
+            return [float(tokens) for tokens in self.tokens]
+        return [ratio * size for ratio in self.tokens_per_parameter or ()]
+
+
 class StudyConfig(Section):
     """A comparison: every family trained under one base run, and probes beside it."""
 
@@ -83,6 +117,8 @@ class StudyConfig(Section):
     """Measurements beside the training runs."""
     search: SearchConfig | None = None
     """Instead of one run per seed, random trials of hyperparameters for each family."""
+    ladder: LadderConfig | None = None
+    """Instead of one run per seed, every family at several sizes and lengths of training."""
     cluster: ClusterConfig = ClusterConfig()
     """Where the cells run."""
 
@@ -92,6 +128,19 @@ class StudyConfig(Section):
             raise ValueError(
                 f"match.reference={self.match.reference!r} is not one of the families "
                 f"{sorted(self.families)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ladder_stands_alone(self) -> Self:
+        if self.ladder is None:
+            return self
+        if self.search is not None or self.probes:
+            raise ValueError("a ladder takes no search and no probes; make a second study of them")
+        if self.match is None:
+            raise ValueError(
+                "a ladder needs match.reference, the family that the others are compared with, and "
+                "match.quantity, which its sizes are in"
             )
         return self
 

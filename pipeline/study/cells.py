@@ -12,7 +12,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.tree import ConfigDumper, read_yaml
 from pipeline.data.shards import ShardManifest
 from pipeline.errors import ConfigError, DataError
-from pipeline.study.plan import Cell, StudyPlan, TrainCell
+from pipeline.study.plan import StudyPlan
+from pipeline.study.planned import Cell, TrainCell
 from pipeline.tracking.atomic import write_text_atomic
 from pipeline.tracking.environment import write_environment
 from pipeline.tracking.store import PROBE_FILE, read_result, read_verdict

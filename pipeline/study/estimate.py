@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.schema import RunConfig
-from pipeline.study.plan import ProbeCell, TrainCell
+from pipeline.study.planned import ProbeCell, TrainCell
 
 NOMINAL_FLOPS_PER_SECOND = 5.0e10
 """Training FLOPs per second of one CPU rank with small fp32 models, as measured on one core; only

@@ -18,8 +18,10 @@ from pipeline.data.shards import ShardManifest
 from pipeline.errors import PipelineError
 from pipeline.study.analyze import analyze
 from pipeline.study.cells import refuse_other_study, write_cell
+from pipeline.study.ladder_report import report_ladder
 from pipeline.study.outcome import StudyResult
-from pipeline.study.plan import Cell, ProbeCell, StudyPlan, plan_study
+from pipeline.study.plan import StudyPlan, plan_study
+from pipeline.study.planned import Cell, ProbeCell
 from pipeline.study.progress import Progress, StudyEvent, phase_of
 from pipeline.study.records import read_records
 from pipeline.study.report import write_report
@@ -127,7 +129,9 @@ def report_study(study_dir: Path, *, stopped: bool = False) -> StudyResult:
         TrackingError: A result cannot be read.
     """
     records = read_records(study_dir)
-    if records.study.search is not None:
+    if records.study.ladder is not None:
+        result = report_ladder(records, stopped=stopped)
+    elif records.study.search is not None:
         result = report_search(records, records.study.search, stopped=stopped)
     else:
         result = analyze(records, stopped=stopped)

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.gpt import GptConfig
 from pipeline.config.model import ModelConfig
+from pipeline.config.schema import RunConfig
 from pipeline.config.study import MatchConfig
 from pipeline.errors import ConfigError
 
@@ -47,6 +48,22 @@ def count_parameters(model: ModelConfig, match: MatchConfig, vocab_size: int) ->
     """
     count = model.num_parameters(vocab_size)
     return count.total if match.quantity == "total_parameters" else count.non_embedding
+
+
+def vocab_size_of(run: RunConfig) -> int:
+    """Give the rows of the embedding table before anything is prepared.
+
+    Raises:
+        ConfigError: A loaded tokenizer leaves the size open; `model.vocab_size` states it.
+    """
+    if run.model.vocab_size is not None:
+        return run.model.vocab_size
+    if run.data.tokenizer.path is None:
+        return run.data.tokenizer.vocab_size
+    raise ConfigError(
+        "match.quantity=total_parameters needs the vocabulary: set model.vocab_size in each family "
+        "when data.tokenizer.path names a tokenizer"
+    )
 
 
 def match_model(

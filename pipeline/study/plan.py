@@ -13,11 +13,13 @@ from pipeline.config.batching import plan_batches
 from pipeline.config.load import build_run
 from pipeline.config.model import ModelConfig
 from pipeline.config.schema import RunConfig
-from pipeline.config.study import ProbeConfig, SearchConfig, StudyConfig
+from pipeline.config.study import LadderConfig, ProbeConfig, SearchConfig, StudyConfig
 from pipeline.config.tree import merge
 from pipeline.errors import ConfigError
 from pipeline.study.differences import list_differences
-from pipeline.study.match import MatchedSize, count_parameters, match_model
+from pipeline.study.ladder import plan_ladder
+from pipeline.study.match import MatchedSize, count_parameters, match_model, vocab_size_of
+from pipeline.study.planned import Cell, ProbeCell, TrainCell
 from pipeline.study.trials import draw_trials, trial_name
 
 DISPLAY_NAMES = {"gpt": "Transformer", "lstm_attention": "LSTM with attention"}
@@ -30,32 +32,6 @@ SEARCHED_FIELDS = (
     "schedule.warmup_fraction",
 )
 """Fields of `train` that a search draws; a family that stated one would search over nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainCell:
-    """One training run of a study."""
-
-    name: str
-    label: str
-    """Label of the family in the study."""
-    run: RunConfig
-    num_workers: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeCell:
-    """One measurement over all families."""
-
-    name: str
-    probe: str
-    params: Mapping[str, Any]
-    runs: Mapping[str, RunConfig]
-    """Label of a family to its run."""
-    num_workers: int
-
-
-Cell = TrainCell | ProbeCell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +76,8 @@ def plan_study(study: StudyConfig) -> StudyPlan:
             ranks, families have different text, or two cells would share a name.
     """
     trees = _family_trees(study)
+    if study.ladder is not None:
+        return _plan_ladder_study(study, study.ladder, trees)
     shapes = {
         label: build_run(tree, _origin(study, label), "later") for label, tree in trees.items()
     }
@@ -120,20 +98,21 @@ def plan_study(study: StudyConfig) -> StudyPlan:
     return plan
 
 
-def vocab_size_of(run: RunConfig) -> int:
-    """Give the rows of the embedding table before anything is prepared.
-
-    Raises:
-        ConfigError: A loaded tokenizer leaves the size open; `model.vocab_size` states it.
-    """
-    if run.model.vocab_size is not None:
-        return run.model.vocab_size
-    if run.data.tokenizer.path is None:
-        return run.data.tokenizer.vocab_size
-    raise ConfigError(
-        "match.quantity=total_parameters needs the vocabulary: set model.vocab_size in each family "
-        "when data.tokenizer.path names a tokenizer"
+def _plan_ladder_study(
+    study: StudyConfig, ladder: LadderConfig, trees: Mapping[str, dict[str, Any]]
+) -> StudyPlan:
+    origins = {label: _origin(study, label) for label in trees}
+    cells = plan_ladder(study, ladder, trees, origins)
+    first = {label: next(c.run for c in cells if c.label == label) for label in trees}
+    plan = StudyPlan(
+        directory=study.output_dir / study.name,
+        families=first,
+        sizes={},
+        train_cells=cells,
+        probe_cells=(),
     )
+    _check(plan)
+    return plan
 
 
 def _origin(study: StudyConfig, label: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pipeline.config.schema import RunConfig
 from pipeline.study.estimate import expect_seconds, training_flops
-from pipeline.study.plan import Cell, StudyPlan, TrainCell
+from pipeline.study.plan import StudyPlan
+from pipeline.study.planned import Cell, TrainCell
 from pipeline.study.timeline import Outcome, Phase, Step, append_step
 
 

@@ -18,7 +18,8 @@ from pipeline.config.study import StudyConfig
 from pipeline.data.shards import ShardManifest, load_manifest
 from pipeline.study.cells import write_cell
 from pipeline.study.estimate import state_bytes_formula
-from pipeline.study.plan import ProbeCell, StudyPlan, TrainCell, plan_study
+from pipeline.study.plan import StudyPlan, plan_study
+from pipeline.study.planned import ProbeCell, TrainCell
 from pipeline.study.timeline import Step, append_step
 from pipeline.tracking.events import EventWriter
 from pipeline.tracking.store import (

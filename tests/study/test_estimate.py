@@ -15,7 +15,8 @@ from pipeline.study.estimate import (
     state_bytes_formula,
     training_flops,
 )
-from pipeline.study.plan import ProbeCell, plan_study
+from pipeline.study.plan import plan_study
+from pipeline.study.planned import ProbeCell
 from pipeline.study.timeline import Step, append_step, list_failures, read_timeline
 
 

@@ -16,7 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.study.cells import write_cell
 from pipeline.study.execute import report_study
 from pipeline.study.outcome import StudyResult
-from pipeline.study.plan import StudyPlan, TrainCell, plan_study
+from pipeline.study.plan import StudyPlan, plan_study
+from pipeline.study.planned import TrainCell
 from pipeline.study.search import multiples_of_rule
 from pipeline.study.trials import PARAMETERS, draw_trials, place_in_range
 from pipeline.tracking.store import write_result
