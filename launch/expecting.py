@@ -30,14 +30,15 @@ class ExpectingLauncher:
         from pipeline.tracking.expectation import ESTIMATE_FILE, write_expectation
 
         # What another attempt expected, on other machines, must not pass for this one's.
-        (run_dir / ESTIMATE_FILE).unlink(missing_ok=True)
-        if (run_dir / RUN_FILE).is_file():
-            try:
+        try:
+            (run_dir / ESTIMATE_FILE).unlink(missing_ok=True)
+            if (run_dir / RUN_FILE).is_file():
                 expected = expect(run_dir, self.cluster, num_workers)
                 if expected is not None:
                     write_expectation(run_dir, expected)
-            except (PipelineError, OSError) as exc:
-                self.say(f"{run_dir.name} runs without an estimate: {exc}")
+        except (PipelineError, OSError, ValueError, ArithmeticError) as exc:
+            # An estimate is beside the point of a run; pydantic's errors are values'.
+            self.say(f"{run_dir.name} runs without an estimate: {exc}")
         return self.launcher.run(
             run_dir, num_workers=num_workers, stop_after_steps=stop_after_steps
         )

@@ -100,6 +100,8 @@ class RayLauncher:
         has_moved = False
         while True:
             size = room.wait_for_size(self._stop)
+            if size == 0 and self._stop.is_made:
+                return "stopped"
             if size == 0 and has_moved:
                 self._stop.on_event(f"stopped: {room.describe_lack()}")
                 return "stopped"
@@ -149,6 +151,7 @@ class Move:
         self._log_time = _changed(room.run_dir)
         self._next_drain = 0.0
         self._next_growth: float | None = None
+        self._is_blind = False
 
     @contextmanager
     def alone_asking(self) -> Iterator[None]:
@@ -178,10 +181,16 @@ class Move:
     def _look_for_leaving(self) -> None:
         from launch.ray_nodes import leaving_node_ids
 
-        leaving = leaving_node_ids()
-        if not leaving:
+        try:
+            leaving = leaving_node_ids()
+            records = read_records(self._room.run_dir).values() if leaving else ()
+        except (RuntimeError, OSError) as exc:
+            # Ray's own errors are among these; a healthy run goes on, and the next look may work.
+            if not self._is_blind:
+                self._stop.on_event(f"cannot tell whether nodes are to leave: {exc}")
+            self._is_blind = True
             return
-        records = read_records(self._room.run_dir).values()
+        self._is_blind = False
         if hosts := sorted({record.host for record in records if record.node_id in leaving}):
             self._ask(f"Ray is told that {', '.join(hosts)} will leave")
 

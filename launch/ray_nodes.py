@@ -117,6 +117,8 @@ def files_to_see(run_dir: Path) -> dict[str, str]:
     wanted = {name: str(run_dir / RUN_FILE)}
     if (shards := shared_shards_of(run_dir)) is not None:
         wanted[f"the shards {shards}"] = str(shards / "manifest.json")
+    if (branch := read_run(run_dir).branch) is not None:
+        wanted[f"the run to begin in, {branch.run_dir}"] = str(branch.run_dir / RUN_FILE)
     return wanted
 
 
@@ -168,9 +170,13 @@ class Room:
             LaunchError: As `size`.
         """
         deadline = time.monotonic() + self.wait_seconds
+        is_told = False
         while (size := self.size()) == 0 and time.monotonic() < deadline and not stop.is_made:
-            if self.believed_size() == 0:
+            if not is_told:
                 stop.on_event(f"waiting up to {self.wait_seconds:g} s: {self.describe_lack()}")
+                is_told = True
+            # Nodes that Ray believes in may not answer; they are asked again, not at once.
+            time.sleep(1.0)
             while self.believed_size() == 0 and time.monotonic() < deadline and not stop.is_made:
                 time.sleep(1.0)
         return size
@@ -181,8 +187,9 @@ class Room:
         there = ", ".join(f"{node.host} for {node.room(self.needs)}" for node in nodes) or "none"
         return (
             f"{self.run_dir.name} needs {self.sizes[0]} ranks with {dict(self.needs)} each; "
-            f"the Ray cluster has nodes with room: {there}; add nodes, lower cluster.num_workers, "
-            "give cluster.min_workers, or wait longer (cluster.wait_seconds)"
+            f"of the Ray cluster's nodes these have room, if they answer: {there}; add nodes, "
+            "lower cluster.num_workers, give cluster.min_workers, or wait longer "
+            "(cluster.wait_seconds)"
         )
 
     def _largest(self, nodes: Sequence[Node]) -> int:

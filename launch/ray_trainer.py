@@ -26,14 +26,13 @@ from launch.worker import run_rank
 from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import LaunchError
 
-UNUSED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-"""Ray Train's callbacks that start one process each, which loads pandas for seconds: the first
-serves Ray datasets, which no rank reads; the second frees what a killed controller reserved, which
-the end of the session does here, as that loss ends the command."""
+UNUSED = ("DatasetsCallback",)
+"""Ray Train's callbacks that start a process, which loads pandas for seconds, and serve nobody
+here: no rank reads Ray datasets."""
 
 
 class RankTrainer(DataParallelTrainer):  # type: ignore[misc]
-    """Ray Train without the processes that no run needs; an attempt begins seconds earlier."""
+    """Ray Train without the process that no run needs; an attempt begins seconds earlier."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()

@@ -19,7 +19,7 @@ from pipeline.config.tree import ConfigDumper, apply_overrides, merge, read_yaml
 from pipeline.errors import ConfigError
 
 __all__ = [
-    "RUN_FILE", "STUDY_FILE",
+    "RUN_FILE", "START_FIELDS", "STUDY_FILE",
     "apply_overrides", "build_run", "config_hash", "dump_yaml", "lineage_hash", "load_cluster",
     "load_run", "load_study", "merge", "read_run", "read_study", "read_yaml", "validate",
 ]  # fmt: skip
@@ -147,11 +147,13 @@ def lineage_hash(run: RunConfig) -> str:
 
 def _hash_without(run: RunConfig, fields: tuple[str, ...]) -> str:
     tree = run.model_dump(mode="json", exclude=set(fields))
+    # Fields that came later are left out where they say nothing, so that runs of then stay valid.
     if run.branch is None:
-        # As before there were branches.
         del tree["branch"]
     else:
         tree["branch"].pop("run_dir")
+    if not run.checkpoint.keep_steps and "checkpoint" in tree:
+        del tree["checkpoint"]["keep_steps"]
     for key in ("output_dir", "prepared_dir", "prepared_url"):
         tree["data"].pop(key)
     for key in START_FIELDS:

@@ -163,7 +163,9 @@ def step_time(
     busy = computed.products + computed.attention + computed.recurrence + between
     issued = computed.num_calls * OPERATIONS_PER_PRODUCT * hardware.dispatch_seconds
     ranks_per_node = max(1, hardware.devices_per_node // threads_per_rank)
-    kept_speed = hardware.crowding(min(num_ranks, ranks_per_node) * threads_per_rank)
+    # A rank's own threads are in its rates already: those were measured with all of them.
+    num_beside = min(num_ranks, ranks_per_node)
+    kept_speed = hardware.crowding(num_beside * threads_per_rank if num_beside > 1 else 1)
     times = plan.accumulation_steps / kept_speed
     sent = sent_seconds(collectives(run, vocab_size, num_ranks), hardware, ranks_per_node)
     pass_seconds = max(busy, issued) * times

@@ -28,8 +28,7 @@ QUANTITIES = {
 """What is compared: name, field of `Expectation`, and the metric that measures it."""
 
 NEWEST_RUNS = 200
-"""Runs of a directory that are looked at, the newest: older ones ran on older code, and a directory
-of thousands must not make an estimate wait."""
+"""Finished runs of the family and device that count, the newest: older ones ran on older code."""
 
 
 class Expectation(Record):
@@ -133,20 +132,24 @@ def typical_errors(output_dir: Path, device: str, family: str) -> list[TypicalEr
 def _stored_errors(output_dir: Path, device: str, family: str) -> Iterator[dict[str, float]]:
     """Give the errors of each finished run, the newest first."""
     files = [*output_dir.glob(f"*/{ESTIMATE_FILE}"), *output_dir.glob(f"*/runs/*/{ESTIMATE_FILE}")]
-    newest = sorted(files, key=_modified, reverse=True)[:NEWEST_RUNS]
-    for path in newest:
+    num_found = 0
+    for path in sorted(files, key=_modified, reverse=True):
         expected = read_expectation(path.parent)
         if expected is None or (expected.device, expected.family) != (device, family):
             continue
         try:
             metrics = json.loads((path.parent / RESULT_FILE).read_bytes())["metrics"]
-        except (OSError, ValueError, KeyError):
+            errors = {
+                quantity: float(metrics[error_name(quantity)]["value"])
+                for quantity in QUANTITIES
+                if error_name(quantity) in metrics
+            }
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # not finished, or not readable: it says nothing
-        yield {
-            quantity: metrics[error_name(quantity)]["value"]
-            for quantity in QUANTITIES
-            if error_name(quantity) in metrics
-        }
+        yield errors
+        num_found += 1
+        if num_found == NEWEST_RUNS:
+            return
 
 
 def _modified(path: Path) -> float:

@@ -127,6 +127,10 @@ def resolve_uri(root: Path, uri: str | None) -> str:
         uri: As for `sync`.
     """
     output_dir = root
+    store = sqlite_path(default_uri(root))
+    if store is not None and store.exists():
+        # An output directory, in which a user's own `study.yaml` may stand.
+        return uri_beside(root, uri)
     if (root / "study.yaml").exists():
         output_dir = root.parent
         uri = uri or read_study(root).base.get("tracking", {}).get("uri")

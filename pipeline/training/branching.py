@@ -8,7 +8,7 @@ a cool-down of its own (Haegele et al. 2024).
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.load import read_run
+from pipeline.config.load import START_FIELDS, read_run
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.training.checkpoint import TrainState, find_damage, open_store, take_state
@@ -38,7 +38,7 @@ def first_state(
     """
     if run.branch is None:
         return TrainState()
-    trunk = read_run(run.branch.run_dir)
+    trunk = _read_trunk(run.branch.run_dir, ranks)
     check_same_run(run, trunk, run.branch.run_dir, run.branch.step)
     store, name = open_store(run.branch.run_dir, trunk), checkpoint_name(run.branch.step)
     problems = [p for p in gather_json(find_damage(store, name, ranks), ranks) if p]
@@ -70,9 +70,12 @@ def check_same_run(run: RunConfig, trunk: RunConfig, run_dir: Path, step: int) -
         ConfigError: They differ in what decides the weights at that step; the fields are named.
     """
     mine, other = (_deciding_fields(one) for one in (run, trunk))
-    differing = [key for key in mine if mine[key] != other[key]]
+    keys = sorted(mine.keys() | other.keys())
+    differing = [key for key in keys if mine.get(key) != other.get(key)]
     if differing:
-        told = "; ".join(f"{key}: {mine[key]} here, {other[key]} there" for key in differing)
+        told = "; ".join(
+            f"{key}: {mine.get(key)} here, {other.get(key)} there" for key in differing
+        )
         raise ConfigError(f"branch.run_dir={run_dir} is another run before step {step}: {told}")
     for done in range(step):
         rates = [_rate(one, done) for one in (run, trunk)]
@@ -83,6 +86,19 @@ def check_same_run(run: RunConfig, trunk: RunConfig, run_dir: Path, step: int) -
                 f"rate only after its step {step}; check train.schedule of both, whose fractions "
                 "are of all steps"
             )
+
+
+def _read_trunk(run_dir: Path, ranks: RankContext) -> RunConfig:
+    """Read the config of the trunk; where a rank does not see it, all of them say so."""
+    trunk, problem = None, None
+    try:
+        trunk = read_run(run_dir)
+    except ConfigError as exc:
+        problem = f"rank {ranks.rank}: {exc}"
+    problems = [p for p in gather_json(problem, ranks) if p]
+    if problems or trunk is None:
+        raise ConfigError(f"branch.run_dir={run_dir} holds no run to begin in: {problems[0]}")
+    return trunk
 
 
 def _rate(run: RunConfig, step: int) -> float:
@@ -96,5 +112,8 @@ def _deciding_fields(run: RunConfig) -> dict[str, Any]:
     fields = {f"train.{key}": value for key, value in tree["train"].items()}
     fields = {key: fields[key] for key in fields if key.partition(".")[2] not in OWN_FIELDS}
     fields |= {f"model.{key}": value for key, value in tree["model"].items()}
+    fields |= {
+        f"guard.{key}": value for key, value in tree["guard"].items() if key not in START_FIELDS
+    }
     fields |= {key: tree[key] for key in ("seed", "precision")}
     return fields | {"data.mixture": tree["data"]["mixture"]}

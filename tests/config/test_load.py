@@ -176,6 +176,20 @@ def test_config_hash_ignores_the_place_and_changes_with_the_content() -> None:
     assert len({base, *changed}) == 6
 
 
+def test_hashes_of_runs_that_stand_already_stay(tmp_path: Path) -> None:
+    """Written down from the code before runs could branch: directories of then still resume."""
+    run = RunConfig.model_validate({"model": {"family": "gpt", "width": 64, "depth": 2}})
+    assert config_hash(run).startswith("8dc62d88d044fcc320d0bd09968d4a0e")
+    assert lineage_hash(run).startswith("06964f8cfffbe4371bd022ffbce072e1")
+    fields = {"branch": {"run_dir": tmp_path, "step": 3}, "checkpoint": {"keep_steps": [4]}}
+    branched = RunConfig.model_validate(run.model_dump() | fields)
+    assert lineage_hash(branched) != lineage_hash(run)
+    moved = {"branch": {"run_dir": tmp_path / "elsewhere", "step": 3}}
+    assert config_hash(RunConfig.model_validate(branched.model_dump() | moved)) == config_hash(
+        branched
+    )
+
+
 def test_lineage_hash_ignores_the_layout_that_a_resume_may_change() -> None:
     def hash_of(**fields: object) -> str:
         return lineage_hash(build_run({"model": {"family": "gpt"}, **fields}, "test"))

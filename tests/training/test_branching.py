@@ -9,6 +9,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.tracking.events import read_events
 from pipeline.tracking.store import read_result
+from pipeline.training.branching import check_same_run
 from pipeline.training.checkpoint_files import list_checkpoints
 from tests.training.cases import GLOBAL_BATCH_SAMPLES, SEQUENCE_TOKENS, small_run, write_prepared
 from tests.training.rank_pool import RankPool
@@ -104,6 +105,22 @@ def test_another_run_is_no_trunk(two_ranks: RankPool, trunk: Path) -> None:
     other = refusal(two_ranks, trunk, "warm", cooled_down(branch, **early))
     assert isinstance(other, ConfigError)
     assert "took step 1 at the learning rate" in str(other)
+
+
+def test_a_trunk_of_another_family_or_guard_is_told_by_its_fields(tmp_path: Path) -> None:
+    run = small_run("gpt")
+    with pytest.raises(ConfigError, match=r"model.family: gpt here, lstm_attention there"):
+        check_same_run(run, small_run("lstm_attention"), tmp_path, 2)
+    with pytest.raises(ConfigError, match=r"guard.spike: off here, skip there"):
+        check_same_run(run, small_run("gpt", guard={"spike": "skip"}), tmp_path, 2)
+    check_same_run(run, small_run("gpt", 3, guard={"watchdog_seconds": None}), tmp_path, 2)
+
+
+def test_a_trunk_that_is_not_there_is_named_by_its_rank(two_ranks: RankPool, trunk: Path) -> None:
+    elsewhere = {"run_dir": str(trunk / "elsewhere"), "step": BRANCH_STEP}
+    absent = refusal(two_ranks, trunk, "nowhere", cooled_down(elsewhere))
+    assert isinstance(absent, ConfigError)
+    assert "holds no run to begin in: rank 0" in str(absent)
 
 
 def test_checkpoint_that_is_not_there_is_named(two_ranks: RankPool, trunk: Path) -> None:
