@@ -97,8 +97,11 @@ def _judge_measurement(
         rule = Rule(direction=hypothesis.direction, threshold=hypothesis.threshold, margin=margin)
         error, degrees = np.array(effect.standard_error), np.array(effect.degrees)
         p = weigh(rule, np.array(effect.value), error, degrees)
-        # An exact test of few seeds knows how few assignments there are; it may only weaken.
-        supported = max(float(p.supported), effect.exact_p or 0.0)
+        # An exact test of few seeds knows how few assignments there are; it may only weaken. It
+        # tests a difference of zero, so it says nothing of equivalence or of another threshold.
+        is_of_zero = hypothesis.direction != "equivalent" and hypothesis.threshold == 0.0
+        exact = (effect.exact_p or 0.0) if is_of_zero else 0.0
+        supported = max(float(p.supported), exact)
         refuted = float(p.refuted)
     return Judged(
         setting=measurement.setting,

@@ -69,6 +69,8 @@ def _steps(gate: GateConfig, case: Case) -> Finding:
 
 def _matched(gate: GateConfig, case: Case) -> Finding:
     most, quantity = gate.at_most or 0.0, (gate.one_of or ["total_parameters"])[0]
+    if not (whole := _groups_hold_every_arm(case)).is_clean:
+        return whole
     for name, runs in case.by_match().items():
         sizes = [getattr(run.model, quantity) for run in runs]
         apart = max(sizes) / min(sizes) - 1
@@ -80,10 +82,24 @@ def _matched(gate: GateConfig, case: Case) -> Finding:
     return Finding()
 
 
+def _groups_hold_every_arm(case: Case) -> Finding:
+    """Require each group of matched runs to hold all arms: else nothing was matched in it."""
+    wanted = {run.arm for run in case.runs}
+    for name, runs in case.by_match().items():
+        if missing := sorted(wanted - {run.arm for run in runs}):
+            return Finding(
+                text=f"needs every arm in each matched group; {name} lacks {', '.join(missing)}",
+                runs=tuple(run.run for run in runs),
+            )
+    return Finding()
+
+
 def _equal_tokens(gate: GateConfig, case: Case) -> Finding:
     unknown = tuple(run.run for run in case.runs if run.training.tokens is None)
     if unknown:
         return Finding(text="needs the tokens of every run; not recorded", runs=unknown)
+    if not (whole := _groups_hold_every_arm(case)).is_clean:
+        return whole
     for runs in case.by_match().values():
         tried = {
             arm: sorted({run.training.tokens or 0 for run in own})
@@ -131,9 +147,9 @@ def _dropout(gate: GateConfig, case: Case) -> Finding:
         epochs, dropout = run.training.epochs, run.training.dropout
         if epochs is None or dropout is None:
             return None
-        return dropout if epochs < 1 else 0.0
+        return dropout if epochs <= 1 else 0.0
 
-    return check_each(case.runs, "no dropout below one epoch", below, lambda v: v == 0)
+    return check_each(case.runs, "no dropout within one epoch", below, lambda v: v == 0)
 
 
 def _epochs(gate: GateConfig, case: Case) -> Finding:
@@ -188,8 +204,12 @@ def _forget_bias(gate: GateConfig, case: Case) -> Finding:
 
 
 def _causality(gate: GateConfig, case: Case) -> Finding:
+    # A bidirectional model sees later tokens by design.
+    causal = [run for run in case.runs if run.model.mask != "bidirectional"]
+    if not causal:
+        return Finding()
     return check_each(
-        case.runs,
+        causal,
         "a proof that no logit sees a later token",
         lambda run: run.model.is_causality_proven,
         lambda v: v,

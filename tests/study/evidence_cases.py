@@ -83,7 +83,7 @@ def runs_of(hypothesis: HypothesisConfig) -> list[RunFacts]:
                 non_embedding_parameters=size - 1000,
                 mask=bounds.get("mask", ["causal"])[0],
                 forget_bias=1.0,
-                is_causality_proven=True,
+                is_causality_proven=None if bounds.get("mask") == ["bidirectional"] else True,
             ),
             training=TRAINING,
             timing=TIMING,
