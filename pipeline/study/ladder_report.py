@@ -1,6 +1,6 @@
 """From a ladder on disk to `ladder.json`, a report with its pictures, and the study's result."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.study import figures
 from pipeline.study.analyze import measure_wall_time
@@ -45,6 +45,7 @@ def report_ladder(records: StudyRecords, *, stopped: bool) -> StudyResult:
         The result of the study; its headline holds exponents and gains.
     """
     labels = list(records.plan.families)
+    names = {label: records.plan.display_name(label) for label in labels}
     found = analyze_ladder(collect_points(records), labels, records.reference)
     status: Status = "complete"
     if records.missing:
@@ -52,7 +53,7 @@ def report_ladder(records: StudyRecords, *, stopped: bool) -> StudyResult:
     result = StudyResult(
         study=records.study.name,
         status=status,
-        headline=_say_findings(found),
+        headline=_say_findings(found, names, records.reference),
         checks=[],
         missing=dict(records.missing),
         baseline=records.baseline,
@@ -73,19 +74,20 @@ def report_ladder(records: StudyRecords, *, stopped: bool) -> StudyResult:
     return result
 
 
-def _say_findings(found: LadderResult) -> list[str]:
+def _say_findings(found: LadderResult, names: Mapping[str, str], reference: str) -> list[str]:
     sentences = []
     for comparison in found.comparisons:
         own = comparison.differences["compute_exponent"].estimate
-        verdict = (
-            "no evidence of different exponents in this range"
-            if not own.excludes_zero
-            else "the exponents differ"
-        )
+        if own.low is None:
+            verdict = "one trunk a size gives no interval, so this decides nothing"
+        elif own.excludes_zero:
+            verdict = "the exponents differ"
+        else:
+            verdict = "no evidence of different exponents in this range"
         sentences.append(
-            f"Exponents. Along the compute frontier the exponent of the reducible loss is "
-            f"{_say_signed(own)} for {comparison.family} less {comparison.reference}: {verdict}; "
-            f"BIC takes {comparison.chosen}."
+            f"Exponents. Along the compute frontier the exponent of the reducible loss is larger "
+            f"by {_say_signed(own)} for the {names[comparison.family]} than for the "
+            f"{names[comparison.reference]}: {verdict}. BIC takes {comparison.chosen}."
         )
     for label, axes in found.gains.items():
         parts = [
@@ -94,8 +96,9 @@ def _say_findings(found: LadderResult) -> list[str]:
         if parts:
             loss = next(gains[0].loss for gains in axes.values() if gains)
             sentences.append(
-                f"Cost. For the lowest loss that both reach, {loss:.3f} nats/token, {label} needs "
-                f"{'; '.join(parts)}, times what the reference needs."
+                f"Cost. For the lowest loss that both reach, {loss:.3f} nats/token, the "
+                f"{names[label]} needs, times what the {names[reference]} needs: "
+                f"{'; '.join(parts)}."
             )
     return sentences + [f"Missing. {text}" for text in found.obstacles]
 
@@ -155,8 +158,8 @@ def _build_page(result: StudyResult, found: LadderResult, charts: Sequence[Chart
         points = [f"Run {name} has no result: {why}" for name, why in result.missing.items()]
         sections.insert(0, Section(title="What is missing or failed", points=points))
     return Page(
-        title=f"Ladder {result.study}",
-        subtitle="Both families at several sizes and lengths of training",
+        title=f"Study {result.study}",
+        subtitle="The families at several sizes and lengths of training",
         status=result.status,
         facts=[
             Fact(name="finished runs", value=str(len(found.points)), unit=""),

@@ -1,7 +1,7 @@
 """From the points of a ladder to scaling laws, how they differ, and what each loss costs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.study.fits import Estimate
@@ -101,9 +101,8 @@ def _fit_family(label: str, points: Sequence[ScalingPoint]) -> FamilyLaw:
     fit = fit_scaling(points)
     draws_SP = bootstrap_scaling(points, fit)
     num_trunks = len({point.trunk for point in points})
-    return FamilyLaw(
-        label=label,
-        law=fit.law,
-        is_converged=fit.is_converged,
-        constants=summarize_draws(fit, draws_SP, num_trunks),
-    )
+    constants = summarize_draws(fit, draws_SP, num_trunks)
+    if num_trunks == len({point.num_parameters for point in points}):
+        # One trunk a size: every resample is the sample, which is no interval.
+        constants = {name: replace(c, low=None, high=None) for name, c in constants.items()}
+    return FamilyLaw(label=label, law=fit.law, is_converged=fit.is_converged, constants=constants)

@@ -261,3 +261,17 @@ def test_too_few_sizes_for_a_law_are_said(tmp_path: Path, manifest: ShardManifes
         finish(write_cell(plan, cell, manifest), cell, manifest)
     headline = report_study(plan.directory).headline
     assert any("No law for gpt" in sentence and "3 sizes" in sentence for sentence in headline)
+
+
+def test_one_trunk_a_size_gives_no_interval(tmp_path: Path, manifest: ShardManifest) -> None:
+    ladder = {"sizes": [4_000, 8_000, 16_000], "tokens": TOKENS}
+    study = ladder_study(tmp_path, seeds=[0], ladder=ladder)
+    plan = plan_study(study)
+    plan.directory.mkdir(parents=True)
+    (plan.directory / "study.yaml").write_text(dump_yaml(study))
+    for cell in plan.train_cells:
+        finish(write_cell(plan, cell, manifest), cell, manifest)
+    headline = report_study(plan.directory).headline
+    assert any("gives no interval, so this decides nothing" in sentence for sentence in headline)
+    found = json.loads((tmp_path / "ladder" / "ladder.json").read_text())
+    assert all(c["low"] is None for law in found["laws"] for c in law["constants"].values())
