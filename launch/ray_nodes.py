@@ -187,8 +187,8 @@ class Room:
         there = ", ".join(f"{node.host} for {node.room(self.needs)}" for node in nodes) or "none"
         return (
             f"{self.run_dir.name} needs {self.sizes[0]} ranks with {dict(self.needs)} each; "
-            f"of the Ray cluster's nodes these have room, if they answer: {there}; add nodes, "
-            "lower cluster.num_workers, give cluster.min_workers, or wait longer "
+            f"the Ray cluster has nodes with room: {there}; those that do not answer hold none; "
+            "add nodes, lower cluster.num_workers, give cluster.min_workers, or wait longer "
             "(cluster.wait_seconds)"
         )
 
