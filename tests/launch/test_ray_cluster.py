@@ -93,7 +93,7 @@ def test_ray_train_starts_no_process_that_no_run_needs(tmp_path: Path) -> None:
 
 def test_a_process_that_only_starts_ranks_under_ray_loads_no_torch() -> None:
     code = "import sys, launch.ray_trainer; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_request_of_an_attempt_that_was_lost_does_not_stop_the_next(tmp_path: Path) -> None:
