@@ -64,6 +64,28 @@ def analyze(records: StudyRecords, *, stopped: bool = False) -> StudyResult:
     )
 
 
+def result_of_headline(records: StudyRecords, headline: list[str], *, stopped: bool) -> StudyResult:
+    """Give the result of a study that compares no families at one size: its findings alone.
+
+    Args:
+        records: The study as it stands on disk.
+        headline: What was found.
+        stopped: Whether the study ended on request before its last cell.
+    """
+    return StudyResult(
+        study=records.study.name,
+        status=_judge(records, [], stopped),
+        headline=headline,
+        checks=[],
+        missing=dict(records.missing),
+        baseline=records.baseline,
+        families=[],
+        comparisons=[],
+        wall_time=measure_wall_time(records, []),
+        summaries={},
+    )
+
+
 def _describe_family(records: StudyRecords, label: str, times: Sequence[StepTimes]) -> FamilyResult:
     runs = records.runs_of(label)
     size = records.plan.sizes.get(label)

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.study import figures
-from pipeline.study.analyze import measure_wall_time
+from pipeline.study.analyze import result_of_headline
 from pipeline.study.fits import Estimate
 from pipeline.study.gain import Gain
 from pipeline.study.ladder_figure import draw_compute, draw_lengths
 from pipeline.study.ladder_points import collect_points
 from pipeline.study.ladder_result import LadderResult, analyze_ladder, as_tree
 from pipeline.study.nested import NestedComparison
-from pipeline.study.outcome import Status, StudyResult
+from pipeline.study.outcome import StudyResult
 from pipeline.study.page import Chart, Fact, Page, Section, Table, render_html, render_markdown
 from pipeline.study.palette import HUES
 from pipeline.study.records import StudyRecords
@@ -47,21 +47,8 @@ def report_ladder(records: StudyRecords, *, stopped: bool) -> StudyResult:
     labels = list(records.plan.families)
     names = {label: records.plan.display_name(label) for label in labels}
     found = analyze_ladder(collect_points(records), labels, records.reference)
-    status: Status = "complete"
-    if records.missing:
-        status = "stopped" if stopped else "partial"
-    result = StudyResult(
-        study=records.study.name,
-        status=status,
-        headline=_say_findings(found, names, records.reference),
-        checks=[],
-        missing=dict(records.missing),
-        baseline=records.baseline,
-        families=[],
-        comparisons=[],
-        wall_time=measure_wall_time(records, []),
-        summaries={},
-    )
+    headline = _say_findings(found, names, records.reference)
+    result = result_of_headline(records, headline, stopped=stopped)
     directory = records.plan.directory
     drawn = _draw(found, records)
     (directory / FIGURES).mkdir(exist_ok=True)

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 
 from pipeline.config.study import SearchConfig
-from pipeline.study.analyze import measure_wall_time
-from pipeline.study.outcome import Status, StudyResult
+from pipeline.study.analyze import result_of_headline
+from pipeline.study.outcome import StudyResult
 from pipeline.study.page import Fact, Page, Section, Table, render_html, render_markdown
 from pipeline.study.records import StudyRecords
 from pipeline.study.report import REPORT_HTML, REPORT_MARKDOWN
@@ -41,21 +41,7 @@ def report_search(records: StudyRecords, search: SearchConfig, *, stopped: bool)
         The result of the study; its headline holds coefficients and flags.
     """
     found = analyze_search(records, search)
-    status: Status = "complete"
-    if records.missing:
-        status = "stopped" if stopped else "partial"
-    result = StudyResult(
-        study=records.study.name,
-        status=status,
-        headline=_say_findings(found),
-        checks=[],
-        missing=dict(records.missing),
-        baseline=records.baseline,
-        families=[],
-        comparisons=[],
-        wall_time=measure_wall_time(records, []),
-        summaries={},
-    )
+    result = result_of_headline(records, _say_findings(found), stopped=stopped)
     directory = records.plan.directory
     page = _build_page(result, found)
     write_json_atomic(directory / SEARCH_FILE, asdict(found))
